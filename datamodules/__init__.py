@@ -1,0 +1,21 @@
+"""From files on disk to batches: one LightningDataModule a data set.
+
+Names are imported on first use, so that checking a folder needs neither torch nor Lightning.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datamodules.ade20k import ADE20K
+    from datamodules.base import BaseDataModule
+
+__all__ = ["ADE20K", "BaseDataModule"]
+
+_HOME = {"ADE20K": "datamodules.ade20k", "BaseDataModule": "datamodules.base"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'datamodules' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

@@ -1,0 +1,1 @@
+"""Plain PyTorch models: backbones, necks, heads, and the loading of weights."""

@@ -1,0 +1,6 @@
+"""LightningModules, one a task."""
+
+from gmf_platform.tasks.base import BaseTask
+from gmf_platform.tasks.segmentation import SegmentationTask
+
+__all__ = ["BaseTask", "SegmentationTask"]

@@ -1,0 +1,7 @@
+"""Heads: feature maps in, predictions of one task out."""
+
+from gmf_platform.models.heads.classification import ClassificationHead
+from gmf_platform.models.heads.fcn import FCNHead
+from gmf_platform.models.heads.upernet import UPerNet
+
+__all__ = ["ClassificationHead", "FCNHead", "UPerNet"]

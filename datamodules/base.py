@@ -1,0 +1,180 @@
+"""What all datamodules share: batches that are a function of the data and the seed alone."""
+
+import os
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import Dataset
+
+from datamodules.layouts import Layout, check_root
+from datamodules.loader import Loader, TrainLoader
+from gmf_platform.distributed.order import (
+    BatchPlan,
+    EvalBatches,
+    SampleOrder,
+    TrainBatches,
+    plan_batches,
+)
+from gmf_platform.errors import UserError
+
+__all__ = ["BaseDataModule", "Split", "available_cpus"]
+
+Split = Literal["training", "validation"]
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use; fewer than the machine has inside a job or container."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class BaseDataModule(LightningDataModule):
+    """Base of all datamodules.
+
+    A subclass gives ``class_names``, ``dataset(split)`` and ``collate``; everything about
+    batches, processes and resuming is here.
+
+    Args:
+        root: the data set's folder.
+        global_batch_size: samples per optimiser step, over all devices and accumulation.
+        per_device_batch_size: the most samples a device takes at once; None: its whole share.
+            Fewer than its share are made up by gradient accumulation.
+        eval_batch_size: images per batch in validation and test. Padding to a batch mate's size
+            changes features a little, so 1 gives the reference number.
+        num_workers: loading processes per device; None: one per CPU, at most 8.
+        seed: of order and augmentation.
+    """
+
+    layout: Layout | None = None
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        global_batch_size: int,
+        per_device_batch_size: int | None = None,
+        eval_batch_size: int = 1,
+        num_workers: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.root = Path(root)
+        self.global_batch_size = global_batch_size
+        self.per_device_batch_size = per_device_batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = min(8, available_cpus()) if num_workers is None else num_workers
+        self.seed = seed
+        self._datasets: dict[Split, Dataset[Any]] = {}
+
+    @property
+    @abstractmethod
+    def class_names(self) -> Sequence[str]:
+        """Names of the classes, in the order of the labels."""
+
+    @abstractmethod
+    def dataset(self, split: Split) -> Dataset[Any]:
+        """Build the data set of a split, indexed by SampleKey."""
+
+    @abstractmethod
+    def predict_dataset(self, paths: Sequence[Path]) -> Dataset[Any]:
+        """Image files as in evaluation, without targets; samples have a ``path``."""
+
+    @abstractmethod
+    def collate(self, samples: list[Any], *, training: bool) -> dict[str, Any]:
+        """Join samples to a batch (the contract is in docs/architecture.md)."""
+
+    def split(self, split: Split) -> Dataset[Any]:
+        """The data set of a split, built once."""
+        if split not in self._datasets:
+            self._datasets[split] = self.dataset(split)
+        return self._datasets[split]
+
+    def setup(self, stage: str) -> None:
+        """Build the data sets that a stage needs, so that wrong data is said at once."""
+        if stage == "predict":
+            return
+        if self.layout is not None:
+            check_root(self.root, self.layout)
+        splits: tuple[Split, ...] = {
+            "fit": ("training", "validation"),
+            "validate": ("validation",),
+            "test": ("validation",),
+        }[stage]  # type: ignore[assignment]
+        for split in splits:
+            self.split(split)
+
+    def plan(self, world_size: int) -> BatchPlan:
+        """Per-device batch and accumulation for a number of processes."""
+        return plan_batches(self.global_batch_size, world_size, self.per_device_batch_size)
+
+    def steps_per_epoch(self) -> float:
+        """Optimiser steps in which each training sample is seen once, on average."""
+        return len(self.split("training")) / self.global_batch_size  # type: ignore[arg-type]
+
+    def train_loader(self, *, steps: int, rank: int = 0, world_size: int = 1) -> TrainLoader:
+        """The batches of one rank for a run of ``steps`` optimiser steps."""
+        dataset = self.split("training")
+        size = len(dataset)  # type: ignore[arg-type]
+        if size < self.global_batch_size:
+            raise UserError(
+                f"data.global_batch_size {self.global_batch_size} is more than the {size} "
+                f"training samples under {self.root}: set it to {size} or less"
+            )
+        order = SampleOrder(size, seed=self.seed)
+        batches = TrainBatches(order, self.plan(world_size), rank=rank, steps=steps)
+        return TrainLoader(dataset, batches, **self._loading(training=True))
+
+    def eval_loader(self, split: Split, *, rank: int = 0, world_size: int = 1) -> Loader:
+        """The batches of one rank for one pass over a split, nothing repeated or left out."""
+        dataset = self.split(split)
+        batches = EvalBatches(self.eval_groups(dataset), rank=rank, world_size=world_size)
+        return Loader(dataset, batches, **self._loading(training=False))
+
+    def predict_loader(
+        self, paths: Sequence[Path], *, rank: int = 0, world_size: int = 1
+    ) -> Loader:
+        """Image files one by one: their sizes are anyone's guess."""
+        groups = [[i] for i in range(len(paths))]
+        batches = EvalBatches(groups, rank=rank, world_size=world_size)
+        return Loader(self.predict_dataset(paths), batches, **self._loading(training=False))
+
+    def eval_groups(self, dataset: Dataset[Any]) -> list[list[int]]:
+        """Which samples share an evaluation batch: a function of the data set alone."""
+        indices = list(range(len(dataset)))  # type: ignore[arg-type]
+        size = self.eval_batch_size
+        return [indices[i : i + size] for i in range(0, len(indices), size)]
+
+    def train_dataloader(self) -> TrainLoader:
+        """Lightning's hook."""
+        trainer = self.trainer
+        assert trainer is not None
+        steps = trainer.max_steps
+        return self.train_loader(
+            steps=steps, rank=trainer.global_rank, world_size=trainer.world_size
+        )
+
+    def val_dataloader(self) -> Loader:
+        """Lightning's hook."""
+        return self._own_eval_loader("validation")
+
+    def test_dataloader(self) -> Loader:
+        """Lightning's hook."""
+        return self._own_eval_loader("validation")
+
+    def _own_eval_loader(self, split: Split) -> Loader:
+        trainer = self.trainer
+        assert trainer is not None
+        return self.eval_loader(split, rank=trainer.global_rank, world_size=trainer.world_size)
+
+    def _loading(self, *, training: bool) -> dict[str, Any]:
+        # Half the workers in evaluation: they live beside the training ones, and images are whole.
+        workers = self.num_workers if training else (self.num_workers + 1) // 2
+        return {
+            "collate": partial(self.collate, training=training),
+            "num_workers": workers,
+            "pin_memory": torch.cuda.is_available(),
+        }

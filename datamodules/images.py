@@ -1,0 +1,162 @@
+"""Reading of image and mask files, with errors that name the file and what is wrong with it."""
+
+import io
+from pathlib import Path
+from typing import TypeAlias
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from gmf_platform.errors import UserError
+
+__all__ = ["DataError", "Image8", "LabelMap", "image_size", "read_image", "read_mask"]
+
+Image8: TypeAlias = npt.NDArray[np.uint8]
+"""An image (H, W, 3), RGB."""
+LabelMap: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+"""A mask (H, W) of label numbers."""
+
+# The last bytes of a whole file: JPEG's end-of-image marker, PNG's IEND chunk with its checksum.
+_ENDINGS = (b"\xff\xd9", b"IEND\xaeB\x60\x82")
+_UINT16_MAX = 65535
+
+
+class DataError(UserError):
+    """A data file is missing, broken or not of the wanted kind. The message starts with its path."""
+
+
+def read_image(path: str | Path) -> Image8:
+    """Read an image file as 8-bit RGB, turned upright as its EXIF orientation says.
+
+    Greyscale is repeated over the channels, CMYK converted, alpha dropped, 16 bits reduced to 8.
+
+    Args:
+        path: A JPEG, PNG, WebP, BMP or TIFF file.
+
+    Returns:
+        uint8 (H, W, 3), contiguous.
+
+    Raises:
+        DataError: The file is missing, empty, cut off, or no image.
+    """
+    data = _read_bytes(path)
+    # OpenCV 4.10 decodes a cut-off JPEG without a word and paints the missing rest grey. Pillow
+    # refuses it, so a file whose end does not prove it whole goes through Pillow first.
+    if not data.endswith(_ENDINGS):
+        picture = _load_strictly(path, data)
+        if picture.format == "WEBP":  # OpenCV 4 ignores its orientation
+            return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        raise DataError(f"{path}: cannot be decoded: {error.err}") from error
+    if image is None:
+        _load_strictly(path, data)  # says better than OpenCV what is wrong, if it sees it too
+        raise DataError(f"{path}: cannot be decoded: OpenCV finds it damaged. Replace the file.")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image).astype(np.uint8, copy=False)
+
+
+def read_mask(path: str | Path) -> LabelMap:
+    """Read a mask file as label numbers. A palette picture gives its indices, not its colours.
+
+    Args:
+        path: A PNG (or other lossless) file with one channel of at most 16 bits, or a palette. Of
+            one bit per pixel, the labels are 0 and 1.
+
+    Returns:
+        uint8 or uint16 (H, W).
+
+    Raises:
+        DataError: The file is missing, empty, cut off, no image, or holds no label numbers.
+    """
+    image = _load_strictly(path, _read_bytes(path))
+    if image.format == "JPEG":
+        raise DataError(
+            f"{path}: is a JPEG, whose compression alters label numbers. Use PNG masks."
+        )
+    match image.mode:
+        case "L" | "P" | "1":
+            return np.array(image, dtype=np.uint8)
+        case "I;16" | "I;16L" | "I;16B":
+            return np.array(image).astype(np.uint16)
+        case "I":
+            return _narrowed(path, np.array(image))
+        case mode:
+            raise DataError(
+                f"{path}: is a colour picture, not label numbers (mode {mode}).\n"
+                "Convert it to one channel that holds the class number of each pixel.",
+            )
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Read the size that :func:`read_image` would give, from the header alone.
+
+    Args:
+        path: An image file.
+
+    Returns:
+        (height, width) in pixels, after the EXIF orientation.
+
+    Raises:
+        DataError: The file is missing, empty or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = _orientation(image) >= 5  # 5 to 8 swap the axes
+    except Exception as error:
+        raise DataError(f"{path}: {_reason(error, _read_bytes(path)[:32])}") from error
+    return (width, height) if turned else (height, width)
+
+
+def _read_bytes(path: str | Path) -> bytes:
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: there is no such file.") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
+    if not data:
+        raise DataError(f"{path}: is empty (0 bytes). Fetch or unpack it again.")
+    return data
+
+
+def _load_strictly(path: str | Path, data: bytes) -> Image.Image:
+    """Decode with Pillow, which refuses what is cut off."""
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    # Pillow's plugins raise many kinds (OSError, SyntaxError, struct.error, ...) on broken files.
+    except Exception as error:
+        raise DataError(f"{path}: {_reason(error, data[:32])}") from error
+    return image
+
+
+def _reason(error: Exception, head: bytes) -> str:
+    """Say in a line what Pillow's error means for the file."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+        return f"is not an image: it starts with {head!r}."
+    if "truncated" in text.lower():
+        return f"is cut off ({text}). Fetch or unpack it again."
+    return f"cannot be decoded: {text}. Replace the file."
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8, as OpenCV sees it.
+
+    ``Image.getexif`` would decode a whole PNG in search of it, and also believe XMP, which OpenCV
+    does not read.
+    """
+    exif = Image.Exif()
+    exif.load(image.info.get("exif", b""))
+    value = exif.get(ExifTags.Base.Orientation, 1)
+    return value if isinstance(value, int) else 1
+
+
+def _narrowed(path: str | Path, labels: npt.NDArray[np.int32]) -> LabelMap:
+    if labels.min(initial=0) < 0 or labels.max(initial=0) > _UINT16_MAX:
+        raise DataError(f"{path}: holds label numbers outside 0..{_UINT16_MAX}.")
+    return labels.astype(np.uint16)

@@ -1,0 +1,130 @@
+"""Loaders that resume in mid-epoch and hand a worker's errors to the user whole."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import cv2
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from gmf_platform.distributed.order import EvalBatches, SampleKey, TrainBatches
+from gmf_platform.errors import UserError
+
+__all__ = ["Loader", "TrainLoader"]
+
+Collate = Callable[[list[Any]], Any]
+
+
+class _Reporting(Dataset[Any]):
+    """A dataset that returns its user errors: torch would wrap them in a worker's traceback."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, key: SampleKey) -> Any:
+        try:
+            return self.dataset[key]
+        except UserError as error:
+            return error
+
+
+class _Collate:
+    """Passes the first user error of a batch on in the batch's place."""
+
+    def __init__(self, collate: Collate) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: list[Any]) -> Any:
+        errors = (sample for sample in samples if isinstance(sample, UserError))
+        return next(errors, None) or self.collate(samples)
+
+
+def _one_thread(worker: int) -> None:
+    """Workers are the parallelism: threads inside each would fight for the same cores."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+class Loader:
+    """Batches in the order of a batch sampler.
+
+    Deliberately no DataLoader subclass: Lightning rebuilds those with samplers of its own.
+
+    Args:
+        dataset: indexed by SampleKey.
+        batches: the batch sampler.
+        collate: list of samples -> batch.
+        num_workers: loading processes; 0 loads in this one.
+        pin_memory: page-locked batches, for a faster copy to a GPU.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        batches: TrainBatches | EvalBatches,
+        *,
+        collate: Collate,
+        num_workers: int,
+        pin_memory: bool,
+    ) -> None:
+        self.batches = batches
+        self.loader: DataLoader[Any] = DataLoader(
+            _Reporting(dataset),
+            batch_sampler=batches,  # type: ignore[arg-type]  # keys are tuples, not ints
+            collate_fn=_Collate(collate),
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=pin_memory,
+            worker_init_fn=_one_thread,
+        )
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+class TrainLoader(Loader):
+    """The training run's loader: its state is the number of samples consumed.
+
+    Lightning saves ``state_dict`` in each checkpoint and loads it before the first batch.
+    """
+
+    batches: TrainBatches
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._yielded = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self._yielded = self.batches.start
+        for batch in super().__iter__():
+            # Counted when handed over: batches that workers hold in advance are not consumed.
+            self._yielded += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Samples consumed by all ranks together, and the size of the set they come from."""
+        return {
+            "samples_consumed": self._yielded * self.batches.samples_per_batch,
+            "num_samples": self.batches.order.num_samples,
+        }
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on behind the samples consumed, with any number of processes.
+
+        Raises:
+            UserError: the data set has another size than the one the run began with.
+        """
+        order, expected = self.batches.order, state["num_samples"]
+        if order.num_samples != expected:
+            raise UserError(
+                f"the run began with {expected} training samples, now there are "
+                f"{order.num_samples}: restore the data, or start anew with --name or --fresh"
+            )
+        self.batches.start = state["samples_consumed"] // self.batches.samples_per_batch
+        self._yielded = self.batches.start

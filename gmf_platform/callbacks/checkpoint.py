@@ -1,0 +1,145 @@
+"""When a run is saved, and how it stops when asked to."""
+
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from gmf_platform.callbacks.logger import RunLogger
+from gmf_platform.cluster.signals import requested_signal
+from gmf_platform.errors import ExitCode
+
+__all__ = ["RunCheckpoint"]
+
+log = logging.getLogger(__name__)
+
+
+class RunCheckpoint(Checkpoint):
+    """Keeps ``checkpoints/last.ckpt`` and ``checkpoints/best.ckpt`` of a run.
+
+    ``last`` is written every ``every_n_steps`` steps, before and after each validation, and when
+    a signal asks the run to stop; the process then exits with ``ExitCode.REQUEUE``. A validation
+    that was under way when the run stopped is done again on resume.
+
+    Args:
+        every_n_steps: optimiser steps between two saves.
+        monitor: the metric that decides which is best.
+        mode: whether larger or smaller is better.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 1000,
+        monitor: str = "val/miou",
+        mode: Literal["max", "min"] = "max",
+    ) -> None:
+        super().__init__()
+        self.every_n_steps, self.monitor, self.mode = every_n_steps, monitor, mode
+        self.best_score: float | None = None
+        self.best_step = -1
+        self.validated_step = -1
+        self._seen_step = -1
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must know."""
+        return {
+            "best_score": self.best_score,
+            "best_step": self.best_step,
+            "validated_step": self.validated_step,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up a stopped run's state."""
+        self.best_score, self.best_step = state_dict["best_score"], state_dict["best_step"]
+        self.validated_step = state_dict["validated_step"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """On resume: drop what was logged too far, and do a validation that was cut off."""
+        step = trainer.global_step
+        if step == 0:
+            return
+        log.info("going on at step %d of %d", step, trainer.max_steps)
+        for logger in trainer.loggers:
+            if isinstance(logger, RunLogger):
+                logger.resume_at(step)
+        if self._validation_due(trainer) and self.validated_step != step:
+            _validate(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Save where it is due, and stop where it is wanted."""
+        step = trainer.global_step
+        if step == self._seen_step:
+            return  # a micro-batch of an accumulated step: no state to save yet
+        self._seen_step = step
+        if step == trainer.max_steps:
+            trainer.should_stop = True  # makes Lightning validate the last step, whatever it is
+        signal = requested_signal()
+        if signal or step % self.every_n_steps == 0 or self._validation_due(trainer):
+            self.save_last(trainer)
+        if signal:
+            self._stop(step, signal.name)
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Stop in mid-validation: it is done again on resume."""
+        signal = requested_signal()
+        if signal and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._stop(trainer.global_step, signal.name)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, and keep the best."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        self.validated_step = trainer.global_step
+        score = trainer.callback_metrics.get(self.monitor)
+        better = score is not None and self._is_better(float(score))
+        if better:
+            self.best_score, self.best_step = float(score), trainer.global_step  # type: ignore[arg-type]
+        self.save_last(trainer)
+        if better and trainer.is_global_zero:
+            _link(self.folder(trainer) / "last.ckpt", self.folder(trainer) / "best.ckpt")
+
+    def folder(self, trainer: Trainer) -> Path:
+        """Where the checkpoints go."""
+        return Path(trainer.default_root_dir) / "checkpoints"
+
+    def save_last(self, trainer: Trainer) -> None:
+        """Write last.ckpt, with all that a resume needs."""
+        trainer.save_checkpoint(self.folder(trainer) / "last.ckpt")
+
+    def _is_better(self, score: float) -> bool:
+        if self.best_score is None or score != score:
+            return score == score
+        return score > self.best_score if self.mode == "max" else score < self.best_score
+
+    def _validation_due(self, trainer: Trainer) -> bool:
+        interval = int(trainer.val_check_interval) // trainer.accumulate_grad_batches
+        return trainer.global_step in (trainer.max_steps,) or trainer.global_step % interval == 0
+
+    def _stop(self, step: int, signal: str) -> None:
+        log.info("%s: saved at step %d; the same command goes on from there", signal, step)
+        raise SystemExit(ExitCode.REQUEUE)
+
+
+def _validate(trainer: Trainer) -> None:
+    """Run a validation as Lightning's training loop does between two batches."""
+    loop = trainer.fit_loop.epoch_loop
+    loop.val_loop.restarting = False
+    trainer.validating = True
+    loop.val_loop.run()
+    trainer.training = True
+    torch.set_grad_enabled(True)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name, replacing what had it; copied where links are not supported."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copy2(source, temporary)
+    temporary.replace(target)

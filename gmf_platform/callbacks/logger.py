@@ -1,0 +1,33 @@
+"""TensorBoard events in the run's own folder, one clean curve over all restarts."""
+
+from pathlib import Path
+
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+__all__ = ["RunLogger"]
+
+
+class RunLogger(TensorBoardLogger):
+    """Writes to the run's folder itself, without Lightning's version folders.
+
+    Args:
+        run: the run's folder.
+    """
+
+    def __init__(self, run: Path) -> None:
+        super().__init__(save_dir=run, name="", version="")
+
+    def resume_at(self, step: int) -> None:
+        """Tell TensorBoard to drop what a killed run logged behind its last checkpoint.
+
+        Args:
+            step: events of this step and later ones are dropped.
+        """
+        writer = self.experiment.file_writer
+        writer.add_event(Event(step=step, file_version="brain.Event:2"))
+        writer.add_event(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
+
+    def save(self) -> None:
+        """Flush the events; the config is in config.yaml, not in an hparams.yaml."""
+        self.experiment.flush()

@@ -1,0 +1,143 @@
+"""What a command line says: the verb's own options, config files, and overrides of keys."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from gmf_platform.errors import UserError
+
+__all__ = ["Arguments", "PlainParser", "VerbParser", "find_config", "parse_arguments", "shipped_folder"]
+
+
+class PlainParser(argparse.ArgumentParser):
+    """Options of a verb that takes no config."""
+
+    def __init__(self, verb: str, description: str, **settings: Any) -> None:
+        program = f"python -m gmf_platform {verb}"
+        super().__init__(prog=program, description=description, allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> Any:
+        """Raise instead of printing the usage."""
+        raise UserError(f"{message} ({self.prog} --help lists the options)")
+
+
+class VerbParser(PlainParser):
+    """Options of a verb; whatever else begins with ``--`` is an override of a config key."""
+
+    def __init__(self, verb: str, description: str) -> None:
+        super().__init__(
+            verb,
+            description,
+            usage=f"python -m gmf_platform {verb} [options] [--KEY VALUE ...]",
+            epilog="Any key of the config can be set with --KEY VALUE, e.g. --data.root DIR, "
+            "--data.global_batch_size 8, --model.backbone.variant small, "
+            "--trainer.max_steps 1000, --init_from FILE.",
+        )
+        self.add_argument(
+            "--config",
+            action="append",
+            default=[],
+            metavar="FILE",
+            help="config file, or the name of a shipped one; later ones win",
+        )
+
+    def add_run(self) -> None:
+        """Add ``--run``, which stands for a run's config and best checkpoint."""
+        self.add_argument("--run", type=Path, metavar="DIR", help="a run's config and checkpoint")
+
+    def add_weights(self) -> None:
+        """Add what a verb needs that uses a trained model."""
+        self.add_run()
+        self.add_argument("--ckpt_path", type=Path, metavar="FILE", help="a checkpoint of ours")
+        self.add_argument(
+            "--allow-random", action="store_true", help="go on with weights that are not trained"
+        )
+
+
+@dataclass
+class Arguments:
+    """A parsed command line.
+
+    Attributes:
+        options: the verb's own options.
+        configs: config files in order.
+        overrides: (key, value) pairs in order.
+    """
+
+    options: argparse.Namespace
+    configs: list[Path]
+    overrides: list[tuple[str, str]]
+
+    def for_parser(self) -> list[str]:
+        """The arguments for the config parser: files first, so that overrides win anywhere."""
+        files = [word for path in self.configs for word in ("--config", str(path))]
+        return files + [f"--{key}={value}" for key, value in self.overrides]
+
+
+def parse_arguments(parser: VerbParser, argv: Sequence[str]) -> Arguments:
+    """Split a command line.
+
+    Raises:
+        UserError: an option without a value, a stray word, or a config that is not there.
+    """
+    options, rest = parser.parse_known_args(argv)
+    configs = [find_config(name) for name in options.config]
+    run: Path | None = getattr(options, "run", None)
+    if run is not None:
+        configs.insert(0, _config_of(run))
+    if not configs:
+        names = ", ".join(sorted(path.stem for path in shipped_folder("configs").glob("*.yaml")))
+        raise UserError(f"--config is missing; shipped configs: {names}")
+    return Arguments(options, configs, list(_pairs(rest)))
+
+
+def _pairs(words: Sequence[str]) -> Sequence[tuple[str, str]]:
+    pairs: list[tuple[str, str]] = []
+    queue = list(words)
+    while queue:
+        word = queue.pop(0)
+        if not word.startswith("--"):
+            raise UserError(f"unexpected word {word!r}; overrides are written --KEY VALUE")
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            if not queue or queue[0].startswith("--"):
+                raise UserError(f"--{key} needs a value")
+            value = queue.pop(0)
+        pairs.append((key, value))
+    return pairs
+
+
+def shipped_folder(name: str) -> Path:
+    """A folder shipped with the package: inside it in a wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "shipped" / name
+    return installed if installed.is_dir() else package.parent / name
+
+
+def find_config(name: str) -> Path:
+    """A config file by path, or a shipped one by name (``seg_ade20k``, ``demo/seg``).
+
+    Raises:
+        UserError: there is none; the nearest shipped name is given.
+    """
+    folder = shipped_folder("configs")
+    plain = name.removeprefix("configs/").removesuffix(".yaml")
+    for path in (Path(name), folder / f"{plain}.yaml"):
+        if path.is_file():
+            return path
+    names = sorted(
+        str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml")
+    )
+    near = get_close_matches(plain, names, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise UserError(f"--config {name}: no such file{hint} Shipped configs: {', '.join(names)}")
+
+
+def _config_of(run: Path) -> Path:
+    config = run / "config.yaml"
+    if not config.is_file():
+        raise UserError(f"--run {run}: there is no run, since {config} does not exist")
+    return config

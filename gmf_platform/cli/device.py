@@ -1,0 +1,44 @@
+"""Says so when an NVIDIA device is there that torch cannot use."""
+
+import os
+import re
+from pathlib import Path
+
+import torch
+
+from gmf_platform.errors import UserError
+
+__all__ = ["check_device", "default_precision"]
+
+_DRIVER = Path("/proc/driver/nvidia/version")
+
+
+def check_device(accelerator: str) -> None:
+    """Refuse to train on the CPU by accident.
+
+    Args:
+        accelerator: ``trainer.accelerator``; ``cpu`` is a decision, and passes.
+
+    Raises:
+        UserError: a driver is loaded but torch sees no device; names driver, build and remedy.
+    """
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if accelerator == "cpu" or hidden or torch.cuda.is_available() or not _DRIVER.is_file():
+        return
+    found = re.search(r"Kernel Module.*?\s(\d+\.\d+(?:\.\d+)?)\s", _DRIVER.read_text())
+    driver = found[1] if found else "unknown"
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU only"
+    raise UserError(
+        f"an NVIDIA device is here (driver {driver}), but this torch ({torch.__version__}, "
+        f"{build}) cannot use it.\n"
+        "  - install the torch build for your driver: the README's table says which\n"
+        "  - or train on the CPU knowingly: --trainer.accelerator cpu"
+    )
+
+
+def default_precision(accelerator: str) -> str:
+    """bf16 where the device has it, float16 with loss scaling on older GPUs, float32 on CPUs."""
+    if accelerator == "cpu" or not torch.cuda.is_available():
+        return "32-true"
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16-mixed" if has_bf16 else "16-mixed"

@@ -1,0 +1,62 @@
+"""validate and test: score a checkpoint."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gmf_platform.cli.arguments import VerbParser, parse_arguments
+from gmf_platform.cli.precheck import check_data
+from gmf_platform.cli.run_directory import file_hash
+from gmf_platform.cli.sources import Sources
+from gmf_platform.cli.trained import check_weights, load_trained, run_of
+from gmf_platform.errors import ExitCode
+
+__all__ = ["run"]
+
+
+def run(verb: str, argv: Sequence[str]) -> int:
+    """Run the verb; see ``validate --help``."""
+    parser = VerbParser(verb, f"Score a checkpoint on the {verb.replace('ate', 'ation')} split.")
+    parser.add_weights()
+    arguments = parse_arguments(parser, argv)
+    sources = Sources(arguments)
+    check_data(sources)
+    checkpoint = check_weights(arguments, sources)
+
+    from gmf_platform.cli.experiment import Experiment
+    from gmf_platform.cli.output import log_to
+
+    log_to(None)
+    experiment = Experiment(arguments)
+    folder = run_of(arguments, checkpoint)
+    experiment.build(folder.path if folder else Path("."))
+    load_trained(experiment, checkpoint, allow_random=arguments.options.allow_random)
+    trainer, task = experiment.trainer, experiment.task
+    evaluate = trainer.validate if verb == "validate" else trainer.test
+    scores = evaluate(task, experiment.datamodule, verbose=False)[0]
+    if not trainer.is_global_zero:
+        return ExitCode.DONE
+    print(task.score_table(), file=sys.stderr)
+    path = checkpoint or experiment.init_from
+    line = {
+        "verb": verb,
+        "step": _step(path),
+        **scores,
+        "checkpoint": str(path) if path else None,
+        "checkpoint_hash": file_hash(path) if path and path.is_file() else None,
+    }
+    if folder is not None:
+        folder.record(line)
+    print(json.dumps(line))
+    return ExitCode.DONE
+
+
+def _step(path: Path | None) -> int | None:
+    """The optimiser step that a checkpoint of ours was written at."""
+    import torch
+
+    if path is None or path.suffix != ".ckpt" or not path.is_file():
+        return None
+    step = torch.load(path, map_location="cpu", mmap=True, weights_only=True).get("global_step")
+    return None if step is None else int(step)

@@ -1,0 +1,230 @@
+"""From config to trainer, task and data: LightningCLI, with our checks before and after."""
+
+import logging
+import math
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentError, Namespace
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
+
+from datamodules.base import BaseDataModule
+from gmf_platform.callbacks import Pictures, Progress, RunCheckpoint, Throughput
+from gmf_platform.cli.arguments import Arguments
+from gmf_platform.cli.config_check import check_keys
+from gmf_platform.cli.device import check_device, default_precision
+from gmf_platform.cli.precheck import NO_WEIGHTS
+from gmf_platform.cli.sources import Sources
+from gmf_platform.distributed.checkpoint_io import AtomicCheckpointIO
+from gmf_platform.errors import UserError
+from gmf_platform.models.weights import LoadReport, load_weights
+from gmf_platform.tasks import BaseTask
+
+__all__ = ["Experiment", "is_first_process"]
+
+CALLBACKS = {"checkpoint": RunCheckpoint, "throughput": Throughput, "pictures": Pictures}
+"""Default callbacks by the key that sets them, so that no overlay drops one by accident."""
+
+_TOP_LEVEL = ["seed_everything", "trainer", "model", "data", "init_from", *CALLBACKS]
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that writes: also before the process group exists."""
+    ranks = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+    return next((rank for rank in ranks if rank is not None), "0") == "0"
+
+
+class _Parser(LightningCLI):
+    """LightningCLI that parses and builds task and data, and leaves the trainer to us."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--init_from", type=str | None, default=None)
+        for key, callback in CALLBACKS.items():
+            parser.add_lightning_class_args(callback, key)  # type: ignore[arg-type]
+        for part in ("model", "data"):
+            parser.link_arguments("seed_everything", f"{part}.init_args.seed")
+        parser.link_arguments(
+            "data.class_names", "model.init_args.class_names", apply_on="instantiate"
+        )
+
+    def instantiate_classes(self) -> None:
+        """Nothing yet: the resolved config is compared with the run's before anything is built."""
+
+    def build(self) -> Namespace:
+        """Build callbacks, data and task."""
+        return self.parser.instantiate_classes(self.config)
+
+    def build_trainer(self, built: Namespace, callbacks: list[Any], **settings: Any) -> Trainer:
+        """Build the trainer from its keys, our callbacks and the settings that are ours."""
+        keys = dict(built.trainer) | settings
+        keys["callbacks"] = [*_as_list(keys["callbacks"]), *callbacks]
+        return Trainer(**keys)
+
+
+class Experiment:
+    """A config, and what is built from it.
+
+    Args:
+        arguments: the parsed command line.
+
+    Raises:
+        UserError: the config has an unknown key or a wrong value.
+    """
+
+    def __init__(self, arguments: Arguments) -> None:
+        check_keys(Sources(arguments), _TOP_LEVEL, CALLBACKS)
+        self.cli = _parse(arguments)
+        self.config: Namespace = self.cli.config
+        self.datamodule: BaseDataModule
+        self.task: BaseTask
+        self.trainer: Trainer
+
+    @property
+    def yaml(self) -> str:
+        """The resolved config."""
+        text: str = self.cli.parser.dump(self.config, skip_none=False)
+        return "".join(line for line in text.splitlines(True) if not line.startswith("#"))
+
+    @property
+    def init_from(self) -> Path | None:
+        """The weights to begin with; None from scratch."""
+        path = self.config.init_from
+        return None if path is None or path == NO_WEIGHTS else Path(path)
+
+    def build(self, run: Path, *, logger: Logger | None = None, quiet: bool = False) -> None:
+        """Build data, task and trainer.
+
+        Args:
+            run: the folder that logs, pictures and checkpoints go to.
+            logger: used where the config names none.
+            quiet: without progress and default callbacks.
+        """
+        trainer_keys = self.config.trainer
+        check_device(trainer_keys.accelerator)
+        torch.set_float32_matmul_precision("high")  # TF32 in what float32 remains
+        built = self.cli.build()
+        self.datamodule, self.task = built.data, built.model
+        callbacks = [] if quiet else [built[key] for key in CALLBACKS]
+        callbacks += [] if quiet else [Progress(built.throughput)]
+        precision = trainer_keys.precision or default_precision(trainer_keys.accelerator)
+        self.trainer = self.cli.build_trainer(
+            built,
+            callbacks,
+            precision=precision,
+            default_root_dir=run,
+            logger=(logger or False) if trainer_keys.logger is None else built.trainer.logger,
+            plugins=[AtomicCheckpointIO(), *_as_list(built.trainer.plugins)],
+            use_distributed_sampler=False,  # the loaders deal samples to processes themselves
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=not quiet and Progress.is_bar_wanted(),
+        )
+
+    def load(self, path: Path, *, allow_partial: bool) -> LoadReport:
+        """Read weights of any origin into the model, before any sharding."""
+        return load_weights(self.task.model, path, allow_partial=allow_partial)
+
+    def take_classes(self, path: Path) -> None:
+        """Take the class names from a checkpoint of ours: the data may not be at hand."""
+        if path.suffix != ".ckpt" or "classes" not in self.config.data.init_args:
+            return
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        names = content.get("gmf_platform", {}).get("class_names")
+        self.config.data.init_args.classes = names
+
+    def plan_training(self) -> None:
+        """Set the trainer's numbers, which are in batches, from the config's optimiser steps.
+
+        The whole run is one epoch of Lightning's: an epoch of the data is an affair of the
+        sample order, and a stop is then always in mid-epoch, whose resume is exact.
+
+        Raises:
+            UserError: no length of the run, or batch sizes that do not divide.
+        """
+        trainer, keys = self.trainer, self.config.trainer
+        if keys.accumulate_grad_batches != 1:
+            raise UserError(
+                "trainer.accumulate_grad_batches follows from data.global_batch_size and "
+                "data.per_device_batch_size: set those"
+            )
+        plan = self.datamodule.plan(trainer.world_size)
+        steps = self._steps()
+        trainer.accumulate_grad_batches = plan.accumulate
+        trainer.fit_loop.max_epochs = -1
+        trainer.fit_loop.epoch_loop.max_steps = steps
+        trainer.check_val_every_n_epoch = None
+        trainer.val_check_interval = self._validation_interval(steps) * plan.accumulate
+
+    def _steps(self) -> int:
+        keys = self.config.trainer
+        if keys.max_steps > 0:
+            return int(keys.max_steps)
+        if keys.max_epochs:
+            return math.ceil(keys.max_epochs * self.datamodule.steps_per_epoch())
+        raise UserError("the run has no length: set trainer.max_steps or trainer.max_epochs")
+
+    def _validation_interval(self, steps: int) -> int:
+        keys = self.config.trainer
+        if isinstance(keys.val_check_interval, int):
+            return min(keys.val_check_interval, steps)
+        epochs = (keys.val_check_interval or 1.0) * (keys.check_val_every_n_epoch or 1)
+        return min(max(1, round(epochs * self.datamodule.steps_per_epoch())), steps)
+
+
+def _parse(arguments: Arguments) -> _Parser:
+    _quieten()
+    try:
+        return _Parser(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            run=False,
+            auto_configure_optimizers=False,
+            save_config_callback=None,
+            seed_everything_default=0,
+            parser_kwargs={
+                "parser_mode": "omegaconf+",
+                "allow_abbrev": False,
+                "exit_on_error": False,
+            },
+            args=arguments.for_parser(),
+        )
+    except ArgumentError as error:
+        raise UserError(_short(str(error))) from None
+
+
+def _quieten() -> None:
+    """Silence what says nothing to a user of ours; each with its reason."""
+    # Suggestions of loggers, absent TPUs, "Seed set to 0".
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
+    # We parse the command line ourselves and hand LightningCLI the rest.
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+    # Lightning 2.6 calls what torch 2.13 deprecated.
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`")
+    # Loader workers are a setting of ours, with a default from the CPUs.
+    warnings.filterwarnings("ignore", message=".*does not have many workers")
+
+
+def _short(message: str) -> str:
+    """The innermost of a parser's nested complaints, with the keys that lead to it."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    keys = [line.split('"')[1] for line in lines if line.startswith(("Parser key", "key"))]
+    said = [line for line in lines if line.startswith(("Expected", "Option", "- Expected"))]
+    if not keys or not said:
+        return "\n".join(lines[:4])
+    reason = said[0].removeprefix("- ")
+    given = next((line for line in lines if line.startswith("Given value:")), "")
+    return f"{'.'.join(keys)}: {reason}. {given}".strip()

@@ -1,0 +1,207 @@
+"""fit: train, or go on with a run."""
+
+import json
+import logging
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from gmf_platform.cli.arguments import Arguments, VerbParser, parse_arguments, shipped_folder
+from gmf_platform.cli.precheck import check_checkpoint, check_data, check_init_from
+from gmf_platform.cli.run_directory import RunDirectory, config_differences, file_hash
+from gmf_platform.cli.sources import Sources, canonical
+from gmf_platform.errors import ExitCode, UserError
+
+__all__ = ["run", "run_name"]
+
+log = logging.getLogger(__name__)
+
+
+def run(verb: str, argv: Sequence[str]) -> int:
+    """Run the verb; see ``fit --help``."""
+    from gmf_platform.cluster.signals import install_handlers
+
+    arguments = parse_arguments(_parser(), argv)
+    sources = Sources(arguments)
+    check_data(sources)
+    check_checkpoint(arguments.options.ckpt_path)
+    folder = RunDirectory(arguments.options.runs / (arguments.options.name or run_name(arguments)))
+    if not (folder.last.exists() and not arguments.options.fresh) and not arguments.options.ckpt_path:
+        check_init_from(sources)
+    if arguments.options.dry_run:
+        return _dry_run(arguments)
+    install_handlers()
+    return _train(arguments, folder)
+
+
+def _parser() -> VerbParser:
+    parser = VerbParser("fit", "Train. The same command again goes on with the run.")
+    parser.add_argument("--name", help="of the run; default: the configs and what was overridden")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
+    parser.add_argument(
+        "--fresh", action="store_true", help="set a run of this name aside and begin anew"
+    )
+    parser.add_argument(
+        "--ckpt_path", type=Path, metavar="FILE", help="go on from this checkpoint instead"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="two steps, figures, and nothing left behind"
+    )
+    return parser
+
+
+def run_name(arguments: Arguments) -> str:
+    """The configs' stems and what was overridden: ``seg_ade20k-variant=small``."""
+    shipped = shipped_folder("configs").resolve()
+    names = []
+    for path in arguments.configs:
+        full = path.resolve().with_suffix("")
+        inside = full.is_relative_to(shipped)
+        names.append("_".join(full.relative_to(shipped).parts) if inside else full.stem)
+    for key, value in arguments.overrides:
+        if not canonical(key).startswith(("trainer.", "data.num_workers", "data.per_device")):
+            names.append(f"{key.rpartition('.')[2]}={Path(value).name or value}")
+    return re.sub(r"[^\w=.+-]+", "_", "-".join(names))[:120]
+
+
+def _train(arguments: Arguments, folder: RunDirectory) -> int:
+    from gmf_platform.callbacks import RunLogger
+    from gmf_platform.cli.experiment import Experiment, is_first_process
+    from gmf_platform.cli.output import log_to
+
+    experiment = Experiment(arguments)
+    first = is_first_process()
+    if first:
+        if arguments.options.fresh and folder.path.exists():
+            print(f"the run before is kept as {folder.set_aside()}")
+        folder.acquire()
+    try:
+        ckpt_path = arguments.options.ckpt_path or _resume_from(folder, experiment)
+        experiment.build(folder.path, logger=RunLogger(folder.path))
+        experiment.plan_training()
+        done = folder.final_score(experiment.trainer.max_steps)
+        if done is not None and not arguments.options.ckpt_path:
+            print(f"the run {folder.path} is finished; --fresh begins anew, --name another")
+            print(json.dumps(done))
+            return ExitCode.DONE
+        if first:
+            log_to(folder.log)
+            folder.config.write_text(experiment.yaml)
+        if ckpt_path is None and experiment.init_from is not None:
+            log.info("%s", experiment.load(experiment.init_from, allow_partial=False))
+        log.info("run          %s  (tensorboard --logdir %s)", folder.path, folder.path.parent)
+        _summarise(experiment)
+        _fit(experiment, ckpt_path)
+        if first:
+            _finish(experiment, folder)
+    finally:
+        folder.release()
+    return ExitCode.DONE
+
+
+def _resume_from(folder: RunDirectory, experiment: Any) -> Path | None:
+    """The run's last checkpoint, if it is a run of the same config.
+
+    Raises:
+        UserError: the folder holds a run of another config; the differences are listed.
+    """
+    if not folder.config.is_file():
+        return None
+    differences = config_differences(experiment.yaml, folder.config.read_text())
+    if differences:
+        shown = "\n".join(f"  {line}" for line in differences[:20])
+        raise UserError(
+            f"{folder.path} holds a run of another config:\n{shown}\n"
+            "give this one its own --name, or set that one aside with --fresh"
+        )
+    return folder.last if folder.last.exists() else None
+
+
+def _fit(experiment: Any, ckpt_path: Path | None) -> None:
+    import torch
+
+    from gmf_platform.cli.output import memory_advice
+
+    try:
+        experiment.trainer.fit(
+            experiment.task, experiment.datamodule, ckpt_path=ckpt_path, weights_only=True
+        )
+    except torch.OutOfMemoryError as error:
+        raise UserError(memory_advice(experiment, str(error))) from None
+
+
+def _summarise(experiment: Any) -> None:
+    """Say what is about to be trained, and how."""
+    plan = experiment.datamodule.plan(experiment.trainer.world_size)
+    trainer, task = experiment.trainer, experiment.task
+    parameters = sum(p.numel() for p in task.model.parameters())
+    log.info("model        %s, %.2f M parameters", type(task).__name__, parameters / 1e6)
+    log.info(
+        "data         %s, %d training images, %d classes",
+        experiment.datamodule.root,
+        len(experiment.datamodule.split("training")),
+        len(task.class_names),
+    )
+    log.info(
+        "batch        %d = %d per device x %d devices x %d accumulated",
+        plan.global_batch_size,
+        plan.per_device,
+        plan.world_size,
+        plan.accumulate,
+    )
+    log.info("steps        %d, %s", trainer.max_steps, trainer.precision)
+    reference = task.lr_for_batch_size
+    factor = plan.global_batch_size / reference if reference else 1.0
+    log.info("lr scaling   x %.4g (model.lr_for_batch_size: %s)", factor, reference)
+
+
+def _finish(experiment: Any, folder: RunDirectory) -> None:
+    """Print and keep the run's score."""
+    from gmf_platform.callbacks import RunCheckpoint
+
+    checkpoint = next(c for c in experiment.trainer.callbacks if isinstance(c, RunCheckpoint))
+    score = {
+        "verb": "fit",
+        "run": str(folder.path),
+        "step": experiment.trainer.global_step,
+        "finished": True,
+        checkpoint.monitor: checkpoint.best_score,
+        "best_step": checkpoint.best_step,
+        "checkpoint": str(folder.best),
+        "checkpoint_hash": file_hash(folder.best) if folder.best.is_file() else None,
+    }
+    folder.record(score)
+    print(json.dumps(score))
+
+
+def _dry_run(arguments: Arguments) -> int:
+    """Two steps of the real thing in a folder that is gone afterwards."""
+    from gmf_platform.callbacks.throughput import memory_gib
+    from gmf_platform.cli.experiment import Experiment
+    from gmf_platform.cli.output import StepTimer, log_to
+
+    log_to(None)
+    experiment = Experiment(arguments)
+    with TemporaryDirectory() as folder:
+        experiment.build(Path(folder), quiet=True)
+        experiment.plan_training()
+        trainer, steps = experiment.trainer, experiment.trainer.max_steps
+        _summarise(experiment)
+        timer = StepTimer()
+        trainer.callbacks.append(timer)
+        trainer.fit_loop.epoch_loop.max_steps = 2
+        trainer.limit_val_batches = 1
+        trainer.val_check_interval = 2 * trainer.accumulate_grad_batches
+        begun = time.perf_counter()
+        _fit(experiment, None)
+    seconds = timer.seconds[-1]
+    print(
+        f"dry run      2 steps and a validation batch in {time.perf_counter() - begun:.1f} s, "
+        f"{seconds:.2f} s a step\n"
+        f"memory       {memory_gib(trainer.strategy.root_device):.2f} GiB at most\n"
+        f"to the end   {steps * seconds / 3600:.1f} hours for {steps} steps, without validation"
+    )
+    return ExitCode.DONE

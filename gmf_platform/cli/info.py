@@ -1,0 +1,51 @@
+"""info: parameters, operations and shapes of a model."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+
+from gmf_platform.cli.arguments import VerbParser, parse_arguments
+from gmf_platform.errors import ExitCode, UserError
+
+__all__ = ["run"]
+
+
+def run(verb: str, argv: Sequence[str]) -> int:
+    """Run the verb; see ``info --help``."""
+    parser = VerbParser(verb, "Parameters, operations and feature shapes of a model.")
+    parser.add_run()
+    parser.add_argument(
+        "--size", type=int, nargs="+", default=[512], metavar="PIXELS", help="height [width]"
+    )
+    arguments = parse_arguments(parser, argv)
+    size = arguments.options.size
+    if len(size) > 2 or min(size) < 64:
+        raise UserError("--size takes a height and a width of at least 64 pixels, or one for both")
+
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from gmf_platform.cli.experiment import Experiment
+
+    experiment = Experiment(arguments)
+    experiment.build(Path("."), quiet=True)
+    model = deepcopy(experiment.task.model).eval().to("meta")  # shapes without memory or time
+    images = torch.zeros(1, 3, size[0], size[-1], dtype=torch.uint8, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(images)
+    with torch.no_grad():
+        features = model.get_submodule("backbone")(images.float())
+
+    print(f"{'part':<16} {'parameters':>12}")
+    for name, part in model.named_children():
+        count = sum(p.numel() for p in part.parameters())
+        if count:
+            print(f"{name:<16} {count:>12,}")
+    print(f"{'all':<16} {sum(p.numel() for p in model.parameters()):>12,}")
+    print(
+        f"\nat {size[0]} x {size[-1]}: {counter.get_total_flops() / 2e9:.2f} GFLOPs "
+        "(a multiply-add counted as one, as papers do)"
+    )
+    for stride, shape in zip(model.get_submodule("backbone").strides, features, strict=True):
+        print(f"stride {stride:<3} {tuple(shape.shape[1:])}")
+    return ExitCode.DONE

@@ -1,0 +1,80 @@
+"""The front: picks the verb, and turns errors into messages and exit codes.
+
+Nothing here imports torch, so that ``--help`` and wrong input answer at once.
+"""
+
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+
+from gmf_platform import __version__
+from gmf_platform.errors import ExitCode, UserError
+
+__all__ = ["VERBS", "main"]
+
+VERBS = {
+    "fit": "train; the same command again goes on with the run",
+    "validate": "score a checkpoint on the validation split",
+    "test": "score a checkpoint on the test split",
+    "predict": "write predictions for image files",
+    "info": "parameters, GFLOPs and feature shapes of a model",
+    "sample-data": "draw a small data set in an official layout",
+}
+
+_USAGE = """usage: python -m gmf_platform VERB [--config FILE ...] [--KEY VALUE ...]
+
+{verbs}
+
+  python -m gmf_platform fit --config seg_ade20k --data.root /data/ADEChallengeData2016
+  python -m gmf_platform validate --run runs/seg_ade20k
+  python -m gmf_platform VERB --help
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb.
+
+    Args:
+        argv: arguments after the program's name; None: the process's own.
+
+    Returns:
+        The exit code, see ExitCode.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verb = arguments.pop(0) if arguments else "--help"
+    if verb in ("-h", "--help"):
+        print(_usage())
+        return ExitCode.DONE
+    if verb == "--version":
+        print(__version__)
+        return ExitCode.DONE
+    try:
+        return _run(verb, arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return ExitCode.WRONG_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return ExitCode.FAILED
+    except Exception:
+        traceback.print_exc()
+        return ExitCode.FAILED
+
+
+def _usage() -> str:
+    lines = (f"  {verb:<12} {what}" for verb, what in VERBS.items())
+    return _USAGE.format(verbs="\n".join(lines))
+
+
+def _run(verb: str, arguments: Sequence[str]) -> int:
+    if verb not in VERBS:
+        from difflib import get_close_matches
+
+        near = get_close_matches(verb, VERBS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"no verb {verb!r}{hint} The verbs are: {', '.join(VERBS)}")
+    module = {"validate": "evaluate", "test": "evaluate"}.get(verb, verb.replace("-", "_"))
+    run = import_module(f"gmf_platform.cli.{module}").run
+    code: int = run(verb, arguments)
+    return code

@@ -1,0 +1,69 @@
+"""Where a verb's words go: the console, the run's log.txt, and the advice in errors."""
+
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+
+from gmf_platform.callbacks.progress import Progress
+
+__all__ = ["StepTimer", "log_to", "memory_advice"]
+
+
+def log_to(file: Path | None) -> None:
+    """Send our log lines to the console and to a file.
+
+    Where a progress bar owns the console, the progress lines go to the file alone.
+    """
+    root = logging.getLogger("gmf_platform")
+    root.setLevel(logging.INFO)
+    root.propagate = False
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+        handler.close()
+    console = logging.StreamHandler(sys.stdout)
+    if Progress.is_bar_wanted():
+        console.addFilter(lambda record: record.name != "gmf_platform.callbacks.progress")
+    root.addHandler(console)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(file)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        root.addHandler(handler)
+
+
+def memory_advice(experiment: Any, said: str) -> str:
+    """What to change when the device's memory is full."""
+    data = experiment.datamodule
+    plan = data.plan(experiment.trainer.world_size)
+    smaller = max(1, plan.per_device // 2)
+    lines = [
+        f"out of memory with {plan.per_device} images per device ({said.splitlines()[0]})",
+        f"  - fewer at once, same global batch: --data.per_device_batch_size {smaller} "
+        f"(the rest is accumulated; batch norm then sees {smaller} images)",
+        "  - less kept for backward: --model.backbone.checkpointing true",
+        "  - a smaller model: --model.backbone.variant tiny or mobile",
+    ]
+    return "\n".join(lines)
+
+
+class StepTimer(Callback):
+    """Wall time of each optimiser step, in seconds."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._since = 0.0
+
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        """Begin."""
+        self._since = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Note a step that is complete."""
+        if trainer.global_step > len(self.seconds):
+            now = time.perf_counter()
+            self.seconds.append(now - self._since)
+            self._since = now

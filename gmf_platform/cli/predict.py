@@ -1,0 +1,75 @@
+"""predict: write predictions for image files."""
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+
+from gmf_platform.cli.arguments import VerbParser, parse_arguments
+from gmf_platform.cli.sources import Sources
+from gmf_platform.cli.trained import check_weights, load_trained
+from gmf_platform.errors import ExitCode, UserError
+
+__all__ = ["find_images", "run"]
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+
+
+def run(verb: str, argv: Sequence[str]) -> int:
+    """Run the verb; see ``predict --help``."""
+    parser = VerbParser(verb, "Write predictions for image files: labels and overlay pictures.")
+    parser.add_weights()
+    parser.add_argument(
+        "--images", nargs="+", required=True, metavar="PATH", help="files, folders or globs"
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="to write to")
+    arguments = parse_arguments(parser, argv)
+    images = find_images(arguments.options.images)
+    checkpoint = check_weights(arguments, Sources(arguments))
+
+    from gmf_platform.cli.experiment import Experiment
+    from gmf_platform.cli.output import log_to
+    from gmf_platform.deploy.writers import SegmentationWriter
+
+    log_to(None)
+    experiment = Experiment(arguments)
+    if checkpoint is not None:
+        experiment.take_classes(checkpoint)
+    experiment.build(Path("."), quiet=True)
+    load_trained(experiment, checkpoint, allow_random=arguments.options.allow_random)
+    trainer = experiment.trainer
+    writer = SegmentationWriter(arguments.options.output, images, experiment.task.class_names)
+    trainer.callbacks.append(writer)
+    loader = experiment.datamodule.predict_loader(
+        list(images), rank=trainer.global_rank, world_size=trainer.world_size
+    )
+    trainer.predict(experiment.task, loader, return_predictions=False)
+    print(f"{len(images)} images: labels and overlays are in {arguments.options.output}")
+    return ExitCode.DONE
+
+
+def find_images(words: Sequence[str]) -> dict[Path, Path]:
+    """Image files that files, folders and globs name, each with its name in the output folder.
+
+    A folder's images keep their place under it.
+
+    Raises:
+        UserError: a word that names nothing, or a folder without images.
+    """
+    found: dict[Path, Path] = {}
+    for word in words:
+        path = Path(word)
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES)
+            new = {p: p.relative_to(path).with_suffix("") for p in inside}
+        else:
+            files = [path] if path.is_file() else [Path(p) for p in sorted(glob.glob(word))]
+            new = {p: Path(p.stem) for p in files}
+        if not new:
+            raise UserError(f"--images {word}: no such file, or no images in it")
+        found |= new
+    taken: dict[Path, Path] = {}
+    for source, name in found.items():
+        if name in taken:
+            raise UserError(f"--images: {taken[name]} and {source} would both be written as {name}")
+        taken[name] = source
+    return found

@@ -1,0 +1,66 @@
+"""What validate, test and predict share: a config with weights that have been trained."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gmf_platform.cli.arguments import Arguments
+from gmf_platform.cli.precheck import check_checkpoint, check_init_from
+from gmf_platform.cli.run_directory import RunDirectory
+from gmf_platform.cli.sources import Sources
+from gmf_platform.errors import UserError
+
+if TYPE_CHECKING:
+    from gmf_platform.cli.experiment import Experiment
+
+__all__ = ["check_weights", "load_trained", "run_of"]
+
+
+def check_weights(arguments: Arguments, sources: Sources) -> Path | None:
+    """The checkpoint that a command line means, checked before the slow imports.
+
+    Returns:
+        ``--ckpt_path``, or the best checkpoint of ``--run``; None where ``init_from`` is meant.
+    """
+    options = arguments.options
+    check_checkpoint(options.ckpt_path)
+    if options.ckpt_path is not None:
+        return Path(options.ckpt_path)
+    named_here = any(key == "init_from" for key, _ in arguments.overrides)
+    if options.run is not None and not named_here:
+        return RunDirectory(options.run).best_or_last()
+    if not options.allow_random or named_here:
+        check_init_from(sources)
+    return None
+
+
+def load_trained(experiment: "Experiment", checkpoint: Path | None, *, allow_random: bool) -> None:
+    """Read the weights into the built model.
+
+    Raises:
+        UserError: some of the model's tensors are not in the file, so the result would be noise.
+    """
+    path = checkpoint or experiment.init_from
+    if path is None or not path.exists():
+        if allow_random:
+            return
+        raise UserError(
+            "the weights are not trained: name some with --ckpt_path, --run or --init_from, "
+            "or go on knowingly with --allow-random"
+        )
+    report = experiment.load(path, allow_partial=allow_random)
+    if (report.missing or report.skipped) and not allow_random:
+        raise UserError(
+            f"{path} does not hold all of the model, so its results would be noise:\n{report}\n"
+            "name a trained checkpoint with --ckpt_path or --run, or go on knowingly with "
+            "--allow-random"
+        )
+
+
+def run_of(arguments: Arguments, checkpoint: Path | None) -> RunDirectory | None:
+    """The run that a checkpoint belongs to, if it lies in one."""
+    if arguments.options.run is not None:
+        return RunDirectory(arguments.options.run)
+    if checkpoint is None:
+        return None
+    folder = RunDirectory(checkpoint.resolve().parent.parent)
+    return folder if folder.config.is_file() else None

@@ -1,0 +1,23 @@
+"""Errors that a user can mend, and the exit codes of the command line."""
+
+from enum import IntEnum
+
+__all__ = ["ExitCode", "UserError"]
+
+
+class ExitCode(IntEnum):
+    """What the process returns to the shell."""
+
+    DONE = 0
+    FAILED = 1
+    WRONG_INPUT = 2
+    GUARD = 4
+    REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: the same command again goes on
+
+
+class UserError(Exception):
+    """Wrong input, data or configuration.
+
+    The message says what happened, where (file or key) and what to do. The command line prints it
+    without a traceback and exits with ``ExitCode.WRONG_INPUT``.
+    """

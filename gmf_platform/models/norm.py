@@ -1,0 +1,200 @@
+"""The one batch norm of the platform: its statistics, their synchronisation and their access."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gmf_platform.errors import UserError
+
+__all__ = ["BatchNorm", "BatchTooSmallError", "NormMode", "set_norm_mode", "statistics_kept"]
+
+NormMode = Literal["sync", "train", "frozen"]
+
+
+class BatchTooSmallError(UserError):
+    """A training batch holds one value per channel, so it has no variance to normalise by."""
+
+
+class BatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm over every axis but the channels, for images and for channels-last tokens.
+
+    The state dict has the keys of ``nn.BatchNorm2d``. Statistics are computed in float32 at least,
+    whatever the input's dtype. ``mode`` says whose statistics normalise a training batch:
+
+    - ``"sync"``: those of the batches of all ranks. With one rank, the same as ``"train"``.
+    - ``"train"``: those of this rank's batch.
+    - ``"frozen"``: the running ones, which then stay as they are. Weight and bias still train.
+
+    Outside training the running statistics are used in every mode.
+
+    Args:
+        channels: Number of channels C.
+        eps: Added to the variance.
+        momentum: Weight of the new batch in the running statistics.
+        mode: See above.
+    """
+
+    momentum: float
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(
+        self, channels: int, *, eps: float = 1e-5, momentum: float = 0.1, mode: NormMode = "sync"
+    ) -> None:
+        super().__init__(channels, eps, momentum)
+        self.mode: NormMode = mode
+        self.keeps_statistics = False
+
+    def extra_repr(self) -> str:
+        """Add the mode to what ``print(model)`` shows."""
+        return f"{super().extra_repr()}, mode={self.mode}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise.
+
+        Args:
+            x: Images or vectors (N, C, ...), in any memory format.
+
+        Returns:
+            A tensor of the shape and dtype of ``x``.
+
+        Raises:
+            BatchTooSmallError: In training, if batch statistics are to be taken of a single value
+                per channel.
+        """
+        if not self.training or self.mode == "frozen":
+            mean, var = self.running_mean, self.running_var
+            return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
+        if self.mode == "sync" and _world_size() > 1:
+            y, mean, var, count = _SyncedNorm.apply(x, self.weight, self.bias, self.eps)
+            self._track(mean, var, count)
+            return y
+        return self._normalise_locally(x)
+
+    def forward_tokens(self, x: Tensor) -> Tensor:
+        """Normalise channels-last tokens (..., C); as `forward`, without moving memory."""
+        return self.forward(x.reshape(-1, self.num_features)).view(x.shape)
+
+    def _normalise_locally(self, x: Tensor) -> Tensor:
+        if x.numel() == x.shape[1]:
+            raise BatchTooSmallError(
+                f"Batch norm over {self.num_features} channels was given one value per channel "
+                f"(input {tuple(x.shape)}): the batch is too small for the norm. Use a larger "
+                "batch per device, a larger crop, or `norm: frozen`."
+            )
+        mean, var = self.running_mean, self.running_var
+        if self.keeps_statistics:
+            # Copies, not None: a repeated forward must save as many tensors as the first.
+            mean, var = mean.clone(), var.clone()
+        else:
+            self.num_batches_tracked.add_(1)
+        return F.batch_norm(x, mean, var, self.weight, self.bias, True, self.momentum, self.eps)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
+        """Move the running statistics towards a batch of ``count`` values per channel."""
+        if self.keeps_statistics:
+            return
+        unbiased = var * (count / (count - 1))
+        self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+
+
+def set_norm_mode(module: nn.Module, mode: NormMode) -> None:
+    """Set the mode of every `BatchNorm` inside ``module`` (itself included)."""
+    for norm in _batch_norms(module):
+        norm.mode = mode
+
+
+@contextmanager
+def statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Leave the running statistics of every `BatchNorm` inside ``module`` as they are.
+
+    Batches are still normalised by their own statistics. It is for a forward that repeats one
+    already counted, as activation checkpointing does in the backward pass.
+    """
+    norms = [norm for norm in _batch_norms(module) if not norm.keeps_statistics]
+    try:
+        for norm in norms:
+            norm.keeps_statistics = True
+        yield
+    finally:
+        for norm in norms:
+            norm.keeps_statistics = False
+
+
+def _batch_norms(module: nn.Module) -> Iterator[BatchNorm]:
+    return (part for part in module.modules() if isinstance(part, BatchNorm))
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class _SyncedNorm(torch.autograd.Function):
+    """Batch norm by the statistics of the values of all ranks, on any backend.
+
+    ``torch.nn.SyncBatchNorm`` runs on GPUs only. One collective each way: forward, every rank's
+    count, mean and sum of squared deviations, merged as in Chan, Golub, LeVeque, "Updating
+    Formulae and a Pairwise Algorithm for Computing Sample Variances" (1979), which never subtracts
+    large numbers; backward, the two sums that the gradients of mean and variance need.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        mean, var, count = _global_statistics(x)
+        ctx.save_for_backward(x, weight, mean, var, count)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, var, count)
+        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps), mean, var, count
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, weight, mean, var, count = ctx.saved_tensors
+        axes, shape = _axes_and_shape(x)
+        inv_std = torch.rsqrt(var + ctx.eps)
+        normed = (x.to(mean.dtype) - mean.view(shape)) * inv_std.view(shape)
+        grad = grad.to(mean.dtype)
+        grad_bias, grad_weight = grad.sum(axes), (grad * normed).sum(axes)
+
+        sums = torch.stack([grad_bias, grad_weight])
+        dist.all_reduce(sums)
+        through_mean, through_std = (sums / count).view(2, *shape)
+        grad_x = (weight * inv_std).view(shape) * (grad - through_mean - normed * through_std)
+        # Weight and bias get this rank's share: whoever averages gradients over ranks adds them.
+        return grad_x.to(x.dtype), grad_weight.to(weight.dtype), grad_bias.to(weight.dtype), None
+
+
+def _global_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean (C,), biased variance (C,) and count () of the values of all ranks, per channel."""
+    axes, shape = _axes_and_shape(x)
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    count = x.numel() // x.shape[1]
+    mean = x.sum(axes) / max(count, 1)  # a rank may hold no value at all
+    squares = (x - mean.view(shape)).square().sum(axes)
+
+    local = torch.cat([mean, squares, mean.new_tensor([count])])
+    gathered = local.new_empty(_world_size() * len(local))
+    dist.all_gather_into_tensor(gathered, local)
+    ranks = gathered.view(-1, len(local))
+    counts = ranks[:, -1:]
+    means, all_squares = ranks[:, :-1].chunk(2, dim=1)
+
+    total = counts.sum()
+    mean = (counts * means).sum(0) / total
+    squares = all_squares.sum(0) + (counts * (means - mean).square()).sum(0)
+    return mean, squares / total, total
+
+
+def _axes_and_shape(x: Tensor) -> tuple[list[int], list[int]]:
+    """The axes of (N, C, ...) that are reduced, and the shape that spreads (C,) over it."""
+    return [0, *range(2, x.ndim)], [1, -1, *[1] * (x.ndim - 2)]

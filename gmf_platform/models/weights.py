@@ -1,0 +1,290 @@
+"""Weights of any origin into a model, and a report of what went where."""
+
+import pickle
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from gmf_platform.errors import UserError
+from gmf_platform.models.backbones.groupmixformer import VARIANTS
+from gmf_platform.models.heads.classification import ClassificationHead
+
+__all__ = ["LoadReport", "SkippedTensor", "find_variant", "load_weights", "read_state_dict"]
+
+Shape = tuple[int, ...]
+
+_WRAPPERS = {"module", "_orig_mod", "_checkpoint_wrapped_module"}
+"""Parts that DistributedDataParallel, torch.compile and checkpoint wrappers put into names."""
+
+
+@dataclass(frozen=True)
+class SkippedTensor:
+    """A tensor left out because its size in the file is not its size in the model."""
+
+    name: str
+    in_file: Shape
+    in_model: Shape
+
+    def __str__(self) -> str:
+        return f"{self.name} (file {_size(self.in_file)}, model {_size(self.in_model)})"
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of each tensor; ``print`` shows it as a table.
+
+    Attributes:
+        path: The file.
+        loaded: Names in the model that took the file's values.
+        skipped: Names in the model whose size differs.
+        missing: Names in the model that the file lacks.
+        unused: Names in the file that the model lacks.
+    """
+
+    path: Path
+    loaded: tuple[str, ...]
+    skipped: tuple[SkippedTensor, ...]
+    missing: tuple[str, ...]
+    unused: tuple[str, ...]
+
+    def __str__(self) -> str:
+        rows = {
+            "loaded": _by_module(self.loaded),
+            "other size": ", ".join(map(str, self.skipped)),
+            "not in the file": _by_module(self.missing),
+            "not in the model": _by_module(self.unused),
+        }
+        table = [f"  {title:<16}  {text}" for title, text in rows.items() if text]
+        return "\n".join([f"{self.path}:", *table])
+
+
+def load_weights(model: nn.Module, path: str | Path, *, allow_partial: bool = False) -> LoadReport:
+    """Load a file into a model that has a submodule ``backbone``, and heads.
+
+    Names may be the model's own (our checkpoints), those of a backbone alone, or those of
+    GroupMixFormer's authors, whose ``norm4`` and ``head`` go to the classification head if there
+    is one. Tensors of another size, as of a head for other classes, are left out and reported.
+
+    Args:
+        model: Filled in place.
+        path: See `read_state_dict`.
+        allow_partial: Accept a file that leaves part of the backbone unfilled.
+
+    Returns:
+        What was loaded and what was not.
+
+    Raises:
+        UserError: If the file cannot be read, holds another GroupMixFormer, or does not fill the
+            backbone.
+    """
+    found = read_state_dict(path)
+    own: dict[str, Tensor] = model.state_dict()
+    _refuse_other_layout(Path(path), found, own)
+
+    names = _match_names(found, own, model)
+    fits = {name: found[name].shape == own[target].shape for name, target in names.items()}
+    report = LoadReport(
+        path=Path(path),
+        loaded=tuple(target for name, target in names.items() if fits[name]),
+        skipped=tuple(
+            SkippedTensor(target, tuple(found[name].shape), tuple(own[target].shape))
+            for name, target in names.items()
+            if not fits[name]
+        ),
+        missing=tuple(name for name in own if name not in names.values()),
+        unused=tuple(name for name in found if name not in names),
+    )
+    if not allow_partial:
+        _refuse_partial_backbone(report)
+    model.load_state_dict(
+        {target: found[name] for name, target in names.items() if fits[name]}, strict=False
+    )
+    return report
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Read the tensors of a file, on the CPU, without running code from it.
+
+    Takes ``.safetensors``, a plain state dict, GroupMixFormer's ``{"model": ...}``, and a
+    checkpoint of ours (``{"state_dict": {"model.<name>": ...}}``). Names lose what wrappers such
+    as ``torch.compile`` and DistributedDataParallel put into them.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Tensors by name. They may be mapped from the file: copy before changing them.
+
+    Raises:
+        UserError: If the file is absent, damaged, without tensors, or asks to run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = "is a folder, not a file" if path.is_dir() else "does not exist"
+        raise UserError(f"Weights {path}: the path {what}. Give the path of a weights file.")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _unpickle(path)
+    tensors = {
+        ".".join(part for part in name.split(".") if part not in _WRAPPERS): value
+        for name, value in _state_dict_in(content).items()
+        if isinstance(value, Tensor)
+    }
+    if not tensors:
+        keys = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content)
+        raise UserError(
+            f"Weights {path}: no tensors found by name (it holds: {keys}). Give a state dict, "
+            "alone or under the key 'model' or 'state_dict'."
+        )
+    return tensors
+
+
+def find_variant(state_dict: Mapping[str, Tensor]) -> str | None:
+    """Tell which GroupMixFormer a state dict holds, by the sizes of its tensors.
+
+    Args:
+        state_dict: Of the backbone alone, or of a model with a submodule ``backbone``.
+
+    Returns:
+        The variant's name; None for a network that is none of the variants.
+    """
+    layout = _find_layout(state_dict)
+    return layout and layout.variant
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What the sizes of a GroupMixFormer's tensors show of it, per stage."""
+
+    dims: Shape
+    depths: Shape
+    mlp_hidden: Shape
+
+    @property
+    def variant(self) -> str | None:
+        """The name of the variant that looks so."""
+        for name, known in VARIANTS.items():
+            ratios = zip(known.embedding_dims, known.mlp_ratios, strict=True)
+            hidden = tuple(int(dim * ratio) for dim, ratio in ratios)
+            if self == _Layout(known.embedding_dims, known.depths, hidden):
+                return name
+        return None
+
+    def __str__(self) -> str:
+        numbers = (f"{title} {'-'.join(map(str, values))}" for title, values in vars(self).items())
+        return f"GroupMixFormer {self.variant or 'of its own'} ({', '.join(numbers)})"
+
+
+def _find_layout(state_dict: Mapping[str, Tensor]) -> _Layout | None:
+    """The layout of the GroupMixFormer in a state dict; None if there is none."""
+    pattern = re.compile(r"(?:backbone\.)?groupmixformer_backbone\.(\d+)\..*\.mlp\.fc1\.weight")
+    blocks = [(m[1], t.shape) for name, t in state_dict.items() if (m := pattern.fullmatch(name))]
+    if not blocks:
+        return None
+    depths, shapes = Counter(stage for stage, _ in blocks), dict(blocks)
+    stages = sorted(shapes)
+    return _Layout(
+        dims=tuple(shapes[stage][1] for stage in stages),
+        depths=tuple(depths[stage] for stage in stages),
+        mlp_hidden=tuple(shapes[stage][0] for stage in stages),
+    )
+
+
+def _refuse_other_layout(
+    path: Path, found: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> None:
+    theirs, ours = _find_layout(found), _find_layout(own)
+    if theirs is None or ours is None or theirs == ours:
+        return
+    remedy = (
+        f": --model.backbone.variant {theirs.variant}"
+        if theirs.variant
+        else ". Give the backbone the file's embedding_dims, depths and mlp_ratios."
+    )
+    raise UserError(f"Weights {path}: the file holds {theirs}, the model is {ours}{remedy}")
+
+
+def _match_names(
+    found: Iterable[str], own: Mapping[str, Tensor], model: nn.Module
+) -> dict[str, str]:
+    """Name in the file -> name in the model, for those that have one."""
+    heads = [name for name, part in model.named_modules() if isinstance(part, ClassificationHead)]
+    prefixes = ["", "backbone.", *(f"{name}." for name in heads)]
+    return {
+        name: next(prefix + name for prefix in prefixes if prefix + name in own)
+        for name in found
+        if any(prefix + name in own for prefix in prefixes)
+    }
+
+
+def _refuse_partial_backbone(report: LoadReport) -> None:
+    unfilled = [*report.missing, *(tensor.name for tensor in report.skipped)]
+    gaps = [
+        name
+        for name in unfilled
+        # A count that nothing is computed from; old files lack it.
+        if name.startswith("backbone.") and not name.endswith("num_batches_tracked")
+    ]
+    if gaps:
+        some = ", ".join(gaps[:3]) + (", ..." if len(gaps) > 3 else "")
+        raise UserError(
+            f"Weights {report.path}: {len(gaps)} tensors of the backbone are not in the file or "
+            f"have another size there ({some}). Give a file of this backbone, or allow partial "
+            f"loading if that is meant.\n{report}"
+        )
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"Weights {path}: not a readable safetensors file ({error}).") from error
+
+
+def _unpickle(path: Path) -> Any:
+    try:
+        mmap = zipfile.is_zipfile(path)  # the format of torch.save since 1.6 can be mapped
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        if refused is None:
+            reason = str(error).partition("\n")[0]
+            raise UserError(
+                f"Weights {path}: not a readable file of torch.save or safetensors, or damaged "
+                f"({reason})."
+            ) from error
+        raise UserError(
+            f"Weights {path}: refused, nothing was run. To load, the file asks to call "
+            f"{refused[1]}, and files can do harm that way; only tensors and plain types "
+            "(numbers, text, lists, dicts) are read. If you trust its origin, save its state dict "
+            "alone, as .safetensors or with torch.save, and give that."
+        ) from error
+
+
+def _state_dict_in(content: Any) -> Mapping[str, Any]:
+    """The state dict inside what a file holds; empty if there is none."""
+    match content:
+        case {"state_dict": dict(inner)}:
+            ours = {k.removeprefix("model."): v for k, v in inner.items() if k.startswith("model.")}
+            return ours or inner
+        case {"model": dict(inner)} | dict(inner):
+            return inner
+        case _:
+            return {}
+
+
+def _by_module(names: Iterable[str]) -> str:
+    """Names in short: ``backbone (1142), head (2)``."""
+    counts = Counter(name.partition(".")[0] for name in names)
+    return ", ".join(f"{module} ({count})" for module, count in counts.items())
+
+
+def _size(shape: Shape) -> str:
+    return "x".join(map(str, shape)) or "scalar"

@@ -1,0 +1,111 @@
+"""What all tasks share: optimiser, schedule, compile, memory format, exact randomness."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from gmf_platform.models.norm import NormMode, set_norm_mode
+from gmf_platform.optim import Schedule, parameter_groups
+
+__all__ = ["BaseTask", "HeadFactory", "NormMode"]
+
+HeadFactory = Callable[[Sequence[int], int], nn.Module]
+"""Makes a head from the backbone's channels and the number of classes."""
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+
+class BaseTask(LightningModule):
+    """Base of all tasks. A subclass reads top to bottom in this order: ``__init__``,
+    ``build_model``, ``build_losses``, ``build_metrics``, ``training_step``,
+    ``validation_step``, ``test_step``, ``predict_step``.
+
+    Args:
+        class_names: in label order; they travel in the checkpoint.
+        optimizer: makes the optimiser from parameter groups.
+        schedule: of the learning rate over the run's optimiser steps.
+        lr_for_batch_size: the global batch that the optimiser's learning rate is meant for;
+            it is scaled by ``data.global_batch_size`` over this. None: not scaled.
+        norm: batch norms of the backbone: synchronised over processes, per process, or frozen.
+        compile: run the model through torch.compile.
+        seed: of everything random on the device, with the step and the process.
+    """
+
+    model: nn.Module
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        *,
+        optimizer: OptimizerCallable,
+        schedule: Schedule,
+        lr_for_batch_size: int | None = None,
+        norm: NormMode = "sync",
+        compile: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.class_names = list(class_names)
+        self.optimizer, self.schedule = optimizer, schedule
+        self.lr_for_batch_size = lr_for_batch_size
+        self.norm, self.compiled, self.seed = norm, compile, seed
+
+    def prepared(self, model: ModelT) -> ModelT:
+        """Give a model its memory format, norm mode and, if asked for, its compiler.
+
+        ``compile`` works in place, so that checkpoint keys stay as they are.
+        """
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        set_norm_mode(model.get_submodule("backbone"), self.norm)
+        if self.compiled:
+            model.compile()
+        return model
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Optimiser over decayed and not decayed parameters, schedule by optimiser step."""
+        optimizer = self.optimizer(parameter_groups(self.model))
+        factor = self.lr_factor()
+        for group in optimizer.param_groups:
+            group["lr"] *= factor
+        total = int(self.trainer.estimated_stepping_batches)
+        scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, total))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def lr_factor(self) -> float:
+        """What the configured learning rate is multiplied by, from ``lr_for_batch_size``."""
+        if self.lr_for_batch_size is None:
+            return 1.0
+        batch: int = self.trainer.datamodule.global_batch_size  # type: ignore[attr-defined]
+        return batch / self.lr_for_batch_size
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Make what is random on the device a function of (seed, batch, process).
+
+        A resumed run then draws what the run that was stopped would have drawn.
+        """
+        number = self.trainer.fit_loop.total_batch_idx
+        torch.manual_seed((self.seed * 1_000_003 + number) * 1_009 + self.global_rank)
+
+    def total_loss(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """Sum the losses, and log each by name under ``train/``."""
+        total = torch.stack(list(losses.values())).sum()
+        named = {f"train/{name}": loss.detach() for name, loss in losses.items()}
+        self.log_dict(named | {"train/loss": total.detach()}, batch_size=1)
+        return total
+
+    def score_table(self) -> str:
+        """Scores by class of the last evaluation, for people to read."""
+        return ""
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what a model needs beyond its tensors."""
+        checkpoint["gmf_platform"] = {"class_names": self.class_names}

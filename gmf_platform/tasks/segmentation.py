@@ -1,0 +1,136 @@
+"""Semantic segmentation."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+
+from gmf_platform.evaluation import MeanIoU, SegmentationScores, labels_at_original_size
+from gmf_platform.models.losses import CrossEntropy
+from gmf_platform.models.segmenter import Segmenter
+from gmf_platform.optim import Polynomial, Schedule
+from gmf_platform.tasks.base import BaseTask, HeadFactory, NormMode
+
+__all__ = ["SegmentationTask"]
+
+
+class SegmentationTask(BaseTask):
+    """Trains a backbone with a decode head, and optionally an auxiliary one.
+
+    Args:
+        class_names: in label order; the data gives them.
+        backbone: with ``channels`` and ``strides``, images -> feature maps.
+        decode_head: makes the head from (channels, number of classes).
+        auxiliary_head: likewise; None for none.
+        auxiliary_weight: of the auxiliary head's loss.
+        loss: (logits, labels) -> scalar, for both heads; None: cross-entropy.
+        optimizer: see BaseTask, as all below.
+    """
+
+    model: Segmenter
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        *,
+        backbone: nn.Module,
+        decode_head: HeadFactory,
+        auxiliary_head: HeadFactory | None = None,
+        auxiliary_weight: float = 0.4,
+        loss: nn.Module | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        schedule: Schedule | None = None,
+        lr_for_batch_size: int | None = None,
+        norm: NormMode = "sync",
+        compile: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            class_names,
+            optimizer=optimizer,
+            schedule=schedule or Polynomial(),
+            lr_for_batch_size=lr_for_batch_size,
+            norm=norm,
+            compile=compile,
+            seed=seed,
+        )
+        self.build_model(backbone, decode_head, auxiliary_head)
+        self.build_losses(loss, auxiliary_weight)
+        self.build_metrics()
+
+    def build_model(
+        self, backbone: nn.Module, decode_head: HeadFactory, auxiliary_head: HeadFactory | None
+    ) -> None:
+        """Backbone, decode head and auxiliary head."""
+        channels: Sequence[int] = backbone.channels  # type: ignore[assignment]
+        num_classes = len(self.class_names)
+        auxiliary = auxiliary_head(channels, num_classes) if auxiliary_head else None
+        self.model = self.prepared(
+            Segmenter(backbone, decode_head(channels, num_classes), auxiliary)
+        )
+
+    def build_losses(self, loss: nn.Module | None, auxiliary_weight: float) -> None:
+        """One loss for both heads."""
+        self.loss = loss or CrossEntropy()
+        self.auxiliary_weight = auxiliary_weight
+
+    def build_metrics(self) -> None:
+        """A confusion matrix for the split under evaluation."""
+        self.mean_iou = MeanIoU(len(self.class_names))
+        self.scores: SegmentationScores | None = None
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Loss of a batch: decode head plus weighted auxiliary head."""
+        output = self.model(batch["images"], batch["sizes"])
+        losses = {"loss_decode": self.loss(output.logits, batch["masks"])}
+        if output.auxiliary is not None:
+            auxiliary = self.loss(output.auxiliary, batch["masks"])
+            losses["loss_auxiliary"] = self.auxiliary_weight * auxiliary
+        return self.total_loss(losses)
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> list[Tensor]:
+        """Count a batch at original size; returns its predicted labels."""
+        labels = self.predict_step(batch, batch_idx)
+        for predicted, truth in zip(labels, batch["masks"], strict=True):
+            self.mean_iou.update(predicted, truth)
+        return labels
+
+    def on_validation_epoch_end(self) -> None:
+        """Score the split."""
+        self.log_scores("val")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> list[Tensor]:
+        """As in validation."""
+        return self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """Score the split."""
+        self.log_scores("test")
+
+    def log_scores(self, split: str) -> None:
+        """Compute the scores over all processes, log them, and begin anew."""
+        self.scores = scores = self.mean_iou.compute()
+        self.mean_iou.reset()
+        named = {"miou": scores.miou, "macc": scores.macc, "aacc": scores.aacc}
+        self.log_dict({f"{split}/{name}": value for name, value in named.items()})
+
+    def score_table(self) -> str:
+        """IoU and accuracy of each class in the last evaluation."""
+        return "" if self.scores is None else self.scores.table(self.class_names)
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[Tensor]:
+        """Labels of each image at its original size, uint8 (height, width)."""
+        images = batch["images"]
+        logits = self.model(images, batch["sizes"]).logits
+        sizes = zip(batch["sizes"].tolist(), batch["original_sizes"].tolist(), strict=True)
+        return [
+            labels_at_original_size(
+                logits[i],
+                padded_size=(images.shape[2], images.shape[3]),
+                size=tuple(size),
+                original_size=tuple(original_size),
+            )
+            for i, (size, original_size) in enumerate(sizes)
+        ]
