@@ -99,7 +99,7 @@ class SegmentationFolder(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         """A sample: image uint8 (H, W, 3), mask uint8 (H, W), id, size and original_size."""
-        image_path, mask_path = self.pairs[key.index]
+        image_path, mask_path = self.pairs[key.sample]
         image, mask = read_image(image_path), self._read_labels(mask_path)
         if image.shape[:2] != mask.shape:
             raise DataError(
@@ -141,8 +141,8 @@ class ImageFiles(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         """A sample: image uint8 (H, W, 3), id, size and original_size."""
-        image = read_image(self.paths[key.index])
-        about = {"id": str(self.paths[key.index]), "original_size": image.shape[:2]}
+        image = read_image(self.paths[key.sample])
+        about = {"id": str(self.paths[key.sample]), "original_size": image.shape[:2]}
         return about | self.transform(image=image, seed=(0,))
 
 

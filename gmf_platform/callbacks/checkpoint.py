@@ -109,7 +109,7 @@ class RunCheckpoint(Checkpoint):
 
     def save_last(self, trainer: Trainer) -> None:
         """Write last.ckpt, with all that a resume needs."""
-        trainer.save_checkpoint(self.folder(trainer) / "last.ckpt")
+        trainer.save_checkpoint(self.folder(trainer) / "last.ckpt", weights_only=False)
 
     def _is_better(self, score: float) -> bool:
         if self.best_score is None or score != score:

@@ -48,10 +48,11 @@ class Pictures(Callback):
         """Take the first images of the first process: the same ones each time."""
         if not trainer.is_global_zero or trainer.sanity_checking:
             return
-        for i in range(min(len(outputs), self.count - len(self._rows))):
+        labels = outputs["labels"]
+        for i in range(min(len(labels), self.count - len(self._rows))):
             height, width = batch["sizes"][i].tolist()
             image = batch["images"][i, :, :height, :width].permute(1, 2, 0).cpu().numpy()
-            truth, guess = batch["masks"][i].cpu().numpy(), outputs[i].cpu().numpy()
+            truth, guess = batch["masks"][i].cpu().numpy(), labels[i].cpu().numpy()
             whole = cv2.resize(np.ascontiguousarray(image), truth.shape[::-1])
             self._rows.append((whole, truth, guess))
 

@@ -9,7 +9,14 @@ from typing import Any
 
 from gmf_platform.errors import UserError
 
-__all__ = ["Arguments", "PlainParser", "VerbParser", "find_config", "parse_arguments", "shipped_folder"]
+__all__ = [
+    "Arguments",
+    "PlainParser",
+    "VerbParser",
+    "find_config",
+    "parse_arguments",
+    "shipped_folder",
+]
 
 
 class PlainParser(argparse.ArgumentParser):
@@ -128,9 +135,7 @@ def find_config(name: str) -> Path:
     for path in (Path(name), folder / f"{plain}.yaml"):
         if path.is_file():
             return path
-    names = sorted(
-        str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml")
-    )
+    names = sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
     near = get_close_matches(plain, names, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise UserError(f"--config {name}: no such file{hint} Shipped configs: {', '.join(names)}")

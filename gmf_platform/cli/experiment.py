@@ -126,7 +126,7 @@ class Experiment:
             logger=(logger or False) if trainer_keys.logger is None else built.trainer.logger,
             plugins=[AtomicCheckpointIO(), *_as_list(built.trainer.plugins)],
             use_distributed_sampler=False,  # the loaders deal samples to processes themselves
-            enable_checkpointing=False,
+            enable_checkpointing=not quiet,
             enable_model_summary=False,
             enable_progress_bar=not quiet and Progress.is_bar_wanted(),
         )

@@ -29,7 +29,10 @@ def run(verb: str, argv: Sequence[str]) -> int:
     check_data(sources)
     check_checkpoint(arguments.options.ckpt_path)
     folder = RunDirectory(arguments.options.runs / (arguments.options.name or run_name(arguments)))
-    if not (folder.last.exists() and not arguments.options.fresh) and not arguments.options.ckpt_path:
+    if (
+        not (folder.last.exists() and not arguments.options.fresh)
+        and not arguments.options.ckpt_path
+    ):
         check_init_from(sources)
     if arguments.options.dry_run:
         return _dry_run(arguments)
@@ -191,7 +194,7 @@ def _dry_run(arguments: Arguments) -> int:
         trainer, steps = experiment.trainer, experiment.trainer.max_steps
         _summarise(experiment)
         timer = StepTimer()
-        trainer.callbacks.append(timer)
+        trainer.callbacks.append(timer)  # type: ignore[attr-defined]
         trainer.fit_loop.epoch_loop.max_steps = 2
         trainer.limit_val_batches = 1
         trainer.val_check_interval = 2 * trainer.accumulate_grad_batches

@@ -33,8 +33,10 @@ def run(verb: str, argv: Sequence[str]) -> int:
     images = torch.zeros(1, 3, size[0], size[-1], dtype=torch.uint8, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(images)
+    backbone = model.get_submodule("backbone")
     with torch.no_grad():
-        features = model.get_submodule("backbone")(images.float())
+        features = backbone(images.float())
+    strides: Sequence[int] = backbone.strides  # type: ignore[assignment]
 
     print(f"{'part':<16} {'parameters':>12}")
     for name, part in model.named_children():
@@ -46,6 +48,6 @@ def run(verb: str, argv: Sequence[str]) -> int:
         f"\nat {size[0]} x {size[-1]}: {counter.get_total_flops() / 2e9:.2f} GFLOPs "
         "(a multiply-add counted as one, as papers do)"
     )
-    for stride, shape in zip(model.get_submodule("backbone").strides, features, strict=True):
+    for stride, shape in zip(strides, features, strict=True):
         print(f"stride {stride:<3} {tuple(shape.shape[1:])}")
     return ExitCode.DONE

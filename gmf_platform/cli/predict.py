@@ -38,7 +38,7 @@ def run(verb: str, argv: Sequence[str]) -> int:
     load_trained(experiment, checkpoint, allow_random=arguments.options.allow_random)
     trainer = experiment.trainer
     writer = SegmentationWriter(arguments.options.output, images, experiment.task.class_names)
-    trainer.callbacks.append(writer)
+    trainer.callbacks.append(writer)  # type: ignore[attr-defined]
     loader = experiment.datamodule.predict_loader(
         list(images), rank=trainer.global_rank, world_size=trainer.world_size
     )

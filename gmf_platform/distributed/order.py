@@ -18,10 +18,10 @@ __all__ = ["BatchPlan", "EvalBatches", "SampleKey", "SampleOrder", "TrainBatches
 
 
 class SampleKey(NamedTuple):
-    """What a dataset is indexed with: the augmentation is a function of (seed, epoch, index)."""
+    """What a dataset is indexed with: the augmentation is a function of (seed, epoch, sample)."""
 
     epoch: int
-    index: int
+    sample: int
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Weights of any origin into a model, and a report of what went where."""
 
-import pickle
 import re
 import zipfile
 from collections import Counter
@@ -88,7 +87,7 @@ def load_weights(model: nn.Module, path: str | Path, *, allow_partial: bool = Fa
     """
     found = read_state_dict(path)
     own: dict[str, Tensor] = model.state_dict()
-    _refuse_other_layout(Path(path), found, own)
+    _refuse_other_layout(Path(path), found, own, allow_partial)
 
     names = _match_names(found, own, model)
     fits = {name: found[name].shape == own[target].shape for name, target in names.items()}
@@ -156,7 +155,7 @@ def find_variant(state_dict: Mapping[str, Tensor]) -> str | None:
         The variant's name; None for a network that is none of the variants.
     """
     layout = _find_layout(state_dict)
-    return layout and layout.variant
+    return layout.variant if layout else None
 
 
 @dataclass(frozen=True)
@@ -198,10 +197,12 @@ def _find_layout(state_dict: Mapping[str, Tensor]) -> _Layout | None:
 
 
 def _refuse_other_layout(
-    path: Path, found: Mapping[str, Tensor], own: Mapping[str, Tensor]
+    path: Path, found: Mapping[str, Tensor], own: Mapping[str, Tensor], allow_partial: bool
 ) -> None:
     theirs, ours = _find_layout(found), _find_layout(own)
     if theirs is None or ours is None or theirs == ours:
+        return
+    if allow_partial and theirs.variant is None:  # ours, perhaps, with blocks left out
         return
     remedy = (
         f": --model.backbone.variant {theirs.variant}"
@@ -252,13 +253,14 @@ def _unpickle(path: Path) -> Any:
     try:
         mmap = zipfile.is_zipfile(path)  # the format of torch.save since 1.6 can be mapped
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # a damaged pickle can fail in any way
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused is None:
-            reason = str(error).partition("\n")[0]
+            # The first sentence: the next ones of torch advise to switch the safety off.
+            sentence, *_ = re.split(r"[.]\s", str(error))
             raise UserError(
                 f"Weights {path}: not a readable file of torch.save or safetensors, or damaged "
-                f"({reason})."
+                f"({type(error).__name__}: {sentence})."
             ) from error
         raise UserError(
             f"Weights {path}: refused, nothing was run. To load, the file asks to call "

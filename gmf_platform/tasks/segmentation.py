@@ -90,18 +90,18 @@ class SegmentationTask(BaseTask):
             losses["loss_auxiliary"] = self.auxiliary_weight * auxiliary
         return self.total_loss(losses)
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> list[Tensor]:
-        """Count a batch at original size; returns its predicted labels."""
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Count a batch at original size; returns its predicted ``labels``."""
         labels = self.predict_step(batch, batch_idx)
         for predicted, truth in zip(labels, batch["masks"], strict=True):
             self.mean_iou.update(predicted, truth)
-        return labels
+        return {"labels": labels}
 
     def on_validation_epoch_end(self) -> None:
         """Score the split."""
         self.log_scores("val")
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> list[Tensor]:
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """As in validation."""
         return self.validation_step(batch, batch_idx)
 

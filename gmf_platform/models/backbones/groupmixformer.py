@@ -96,7 +96,8 @@ class GroupMixFormer(nn.Module):
             [PatchEmbed(dims[0], dims[0], stride=1)]
             + [PatchEmbed(a, b, stride=2) for a, b in pairwise(dims)]
         )
-        drops = iter(torch.linspace(0, max_drop, sum(depths)).tolist())
+        last = max(sum(depths) - 1, 1)
+        drops = iter(max_drop * i / last for i in range(sum(depths)))
         self.groupmixformer_backbone = nn.ModuleList(
             Stage([Block(dim, ratio, next(drops)) for _ in range(depth)], checkpointing)
             for dim, depth, ratio in zip(dims, depths, ratios, strict=True)

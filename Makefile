@@ -1,0 +1,45 @@
+# make demo: the main job on drawn data.   make test: the tests.   Both set everything up.
+PYTHON ?= python3.11
+VENV := .venv
+RUN := $(VENV)/bin/python
+# Four figures: train and validation images, their side, and the seed of the drawing.
+SAMPLE := --train 200 --val 50 --size 128 --seed 0
+
+.PHONY: setup demo test slow lint bench clean
+
+setup: $(VENV)/installed
+
+# Installed again only when the build file changes.
+$(VENV)/installed: pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing; name another with make PYTHON=python3.12" >&2; exit 1; }
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet -e '.[dev]'
+	touch $@
+
+demo: setup
+	$(RUN) -m gmf_platform sample-data ade20k data/sample_ade20k $(SAMPLE)
+	$(RUN) -m gmf_platform fit --config seg_ade20k --config demo/seg --name demo
+	$(RUN) -m gmf_platform validate --run runs/demo
+	@$(RUN) -m datamodules.sample_data.colour_baseline data/sample_ade20k
+	@echo "run          runs/demo"
+	@echo "pictures     runs/demo/pictures/validation.png"
+	@echo "curves       $(VENV)/bin/tensorboard --logdir runs"
+
+test: setup
+	$(RUN) -m pytest -m "not slow" -n 2 --dist loadfile
+
+slow: setup
+	$(RUN) -m pytest -m slow
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+bench: setup
+	$(RUN) benchmarks/transforms.py
+	$(RUN) benchmarks/backbone.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
