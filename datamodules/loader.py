@@ -1,5 +1,6 @@
 """Loaders that resume in mid-epoch and hand a worker's errors to the user whole."""
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -70,7 +71,7 @@ class Loader:
         self.batches = batches
         self.loader: DataLoader[Any] = DataLoader(
             _Reporting(dataset),
-            batch_sampler=batches,  # type: ignore[arg-type]  # keys are tuples, not ints
+            batch_sampler=batches,
             collate_fn=_Collate(collate),
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
@@ -92,20 +93,27 @@ class TrainLoader(Loader):
     """The training run's loader: its state is the number of samples consumed.
 
     Lightning saves ``state_dict`` in each checkpoint and loads it before the first batch.
+
+    Attributes:
+        seconds_waited: time that the training loop has spent waiting for batches.
     """
 
     batches: TrainBatches
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.seconds_waited = 0.0
         self._yielded = 0
 
     def __iter__(self) -> Iterator[Any]:
         self._yielded = self.batches.start
+        begun = time.perf_counter()
         for batch in super().__iter__():
+            self.seconds_waited += time.perf_counter() - begun
             # Counted when handed over: batches that workers hold in advance are not consumed.
             self._yielded += 1
             yield batch
+            begun = time.perf_counter()
 
     def state_dict(self) -> dict[str, int]:
         """Samples consumed by all ranks together, and the size of the set they come from."""

@@ -1,9 +1,11 @@
 """When a run is saved, and how it stops when asked to."""
 
 import logging
+import math
 import os
 import shutil
 from pathlib import Path
+from signal import Signals
 from typing import Any, Literal
 
 import torch
@@ -11,7 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from gmf_platform.callbacks.logger import RunLogger
-from gmf_platform.cluster.signals import requested_signal
+from gmf_platform.cluster.signals import keep_handlers, requested_signal
 from gmf_platform.errors import ExitCode
 
 __all__ = ["RunCheckpoint"]
@@ -44,6 +46,7 @@ class RunCheckpoint(Checkpoint):
         self.best_step = -1
         self.validated_step = -1
         self._seen_step = -1
+        self._leaving: Signals | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know."""
@@ -58,6 +61,10 @@ class RunCheckpoint(Checkpoint):
         self.best_score, self.best_step = state_dict["best_score"], state_dict["best_step"]
         self.validated_step = state_dict["validated_step"]
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Be the one that hears signals."""
+        keep_handlers()
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """On resume: drop what was logged too far, and do a validation that was cut off."""
         step = trainer.global_step
@@ -70,8 +77,12 @@ class RunCheckpoint(Checkpoint):
         if self._validation_due(trainer) and self.validated_step != step:
             _validate(trainer)
 
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Leave if the last step was the last: it has been saved, and by now logged too."""
+        self._leave_if_wanted(trainer)
+
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Save where it is due, and stop where it is wanted."""
+        """Save where it is due or where a signal wants it."""
         step = trainer.global_step
         if step == self._seen_step:
             return  # a micro-batch of an accumulated step: no state to save yet
@@ -81,27 +92,33 @@ class RunCheckpoint(Checkpoint):
         signal = requested_signal()
         if signal or step % self.every_n_steps == 0 or self._validation_due(trainer):
             self.save_last(trainer)
-        if signal:
-            self._stop(step, signal.name)
+            self._leaving = signal
 
-    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Stop in mid-validation: it is done again on resume."""
-        signal = requested_signal()
-        if signal and trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._stop(trainer.global_step, signal.name)
+    def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Leave in mid-validation: it is done again on resume."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._leaving = requested_signal()
+            self._leave_if_wanted(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save, and keep the best."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        self.validated_step = trainer.global_step
-        score = trainer.callback_metrics.get(self.monitor)
-        better = score is not None and self._is_better(float(score))
-        if better:
-            self.best_score, self.best_step = float(score), trainer.global_step  # type: ignore[arg-type]
+        better = self._take_score(trainer)
         self.save_last(trainer)
-        if better and trainer.is_global_zero:
-            _link(self.folder(trainer) / "last.ckpt", self.folder(trainer) / "best.ckpt")
+        if better:
+            self._keep_best(trainer)
+
+    def finish(self, trainer: Trainer) -> None:
+        """Validate the last step of a run that was killed while doing so.
+
+        Its last checkpoint is at the run's end, so a resume has nothing left to train.
+        """
+        if self.validated_step == trainer.global_step:
+            return
+        trainer.validate(trainer.lightning_module, trainer.datamodule, verbose=False)  # type: ignore[attr-defined]
+        if self._take_score(trainer):
+            self._keep_best(trainer)
 
     def folder(self, trainer: Trainer) -> Path:
         """Where the checkpoints go."""
@@ -111,17 +128,34 @@ class RunCheckpoint(Checkpoint):
         """Write last.ckpt, with all that a resume needs."""
         trainer.save_checkpoint(self.folder(trainer) / "last.ckpt", weights_only=False)
 
+    def _take_score(self, trainer: Trainer) -> bool:
+        """Note the validation just made; returns whether it is the best so far."""
+        self.validated_step = trainer.global_step
+        score = trainer.callback_metrics.get(self.monitor)
+        if score is None or not self._is_better(float(score)):
+            return False
+        self.best_score, self.best_step = float(score), trainer.global_step
+        return True
+
+    def _keep_best(self, trainer: Trainer) -> None:
+        """Name the last checkpoint the best as well: it holds the same weights."""
+        if trainer.is_global_zero:
+            _link(self.folder(trainer) / "last.ckpt", self.folder(trainer) / "best.ckpt")
+
     def _is_better(self, score: float) -> bool:
-        if self.best_score is None or score != score:
-            return score == score
+        if self.best_score is None or math.isnan(score):
+            return not math.isnan(score)
         return score > self.best_score if self.mode == "max" else score < self.best_score
 
     def _validation_due(self, trainer: Trainer) -> bool:
         interval = int(trainer.val_check_interval) // trainer.accumulate_grad_batches
-        return trainer.global_step in (trainer.max_steps,) or trainer.global_step % interval == 0
+        return trainer.global_step == trainer.max_steps or trainer.global_step % interval == 0
 
-    def _stop(self, step: int, signal: str) -> None:
-        log.info("%s: saved at step %d; the same command goes on from there", signal, step)
+    def _leave_if_wanted(self, trainer: Trainer) -> None:
+        if self._leaving is None:
+            return
+        step, name = trainer.global_step, self._leaving.name
+        log.info("%s: saved at step %d; the same command goes on from there", name, step)
         raise SystemExit(ExitCode.REQUEUE)
 
 

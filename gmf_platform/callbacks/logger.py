@@ -3,7 +3,10 @@
 from pathlib import Path
 
 from lightning.pytorch.loggers import TensorBoardLogger
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.event_pb2 import (  # type: ignore[import-untyped]
+    Event,
+    SessionLog,
+)
 
 __all__ = ["RunLogger"]
 

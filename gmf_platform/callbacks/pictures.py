@@ -54,7 +54,7 @@ class Pictures(Callback):
             image = batch["images"][i, :, :height, :width].permute(1, 2, 0).cpu().numpy()
             truth, guess = batch["masks"][i].cpu().numpy(), labels[i].cpu().numpy()
             whole = cv2.resize(np.ascontiguousarray(image), truth.shape[::-1])
-            self._rows.append((whole, truth, guess))
+            self._rows.append((whole.astype(np.uint8, copy=False), truth, guess))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw, log and write the sheet."""

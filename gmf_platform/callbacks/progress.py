@@ -15,8 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class Progress(Callback):
-    """Logs loss, learning rate, speed and the time to the end every ``log_every_n_steps`` steps,
-    and the scores of each validation.
+    """Logs how the run goes every ``log_every_n_steps`` steps, and each validation's scores.
 
     Args:
         throughput: measures the speed.
@@ -45,7 +44,7 @@ class Progress(Callback):
             trainer.global_step,
             trainer.max_steps,
             "-" if loss is None else f"{float(loss):.4f}",
-            trainer.optimizers[0].param_groups[0]["lr"],
+            rates.learning_rate,
             rates.images_per_second,
             100 * rates.data_wait,
             rates.memory_gib,

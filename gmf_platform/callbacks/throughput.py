@@ -20,12 +20,14 @@ class Rates:
         data_wait: share of the time spent waiting for data, 0..1.
         memory_gib: peak of the device's memory; of the process's resident memory on a CPU.
         seconds_per_step: wall time of an optimiser step.
+        learning_rate: of the first parameter group.
     """
 
     images_per_second: float
     data_wait: float
     memory_gib: float
     seconds_per_step: float
+    learning_rate: float
 
 
 class Throughput(Callback):
@@ -37,12 +39,13 @@ class Throughput(Callback):
     def __init__(self) -> None:
         super().__init__()
         self.rates: Rates | None = None
-        self._begin(time.perf_counter(), step=0)
+        self._start = self._waited = self._paused = 0.0
+        self._step = 0
+        self._learning_rates: dict[str, float] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to measure."""
-        self._begin(time.perf_counter(), trainer.global_step)
-        self._ended = time.perf_counter()
+        self._begin(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A validation's time is not training time."""
@@ -50,51 +53,58 @@ class Throughput(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on measuring."""
-        now = time.perf_counter()
-        self._start += now - self._paused
-        self._ended = now
+        self._start += time.perf_counter() - self._paused
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Count the time since the last batch as waiting for data."""
-        self._waited += time.perf_counter() - self._ended
+        """Note the learning rates that the step is made with: it ends by setting the next."""
+        self._learning_rates = _learning_rates(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Report where it is due."""
-        self._ended = time.perf_counter()
         step = trainer.global_step
-        if step == self._step or step % trainer.log_every_n_steps:
+        if step == self._step or step % log_interval(trainer):
             return
         if trainer.strategy.root_device.type == "cuda":
             torch.cuda.synchronize()  # once a report: the time is the device's, not the queue's
-            self._ended = time.perf_counter()
         self.rates = self._measure(trainer, step)
         metrics = {
             "speed/images_per_second": self.rates.images_per_second,
             "speed/data_wait": self.rates.data_wait,
             "speed/memory_gib": self.rates.memory_gib,
-            **_learning_rates(trainer),
+            **{f"lr/{name}": rate for name, rate in self._learning_rates.items()},
         }
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=step - 1)  # Lightning numbers its first step 0
-        self._begin(self._ended, step)
+        self._begin(trainer)
 
-    def _begin(self, now: float, step: int) -> None:
-        self._start, self._step, self._waited = now, step, 0.0
+    def _begin(self, trainer: Trainer) -> None:
+        self._start, self._step = time.perf_counter(), trainer.global_step
+        self._waited = _seconds_waited(trainer)
 
     def _measure(self, trainer: Trainer, step: int) -> Rates:
-        elapsed, steps = self._ended - self._start, step - self._step
+        elapsed, steps = time.perf_counter() - self._start, step - self._step
         images = steps * trainer.datamodule.global_batch_size  # type: ignore[attr-defined]
         return Rates(
             images_per_second=images / elapsed,
-            data_wait=self._waited / elapsed,
+            data_wait=(_seconds_waited(trainer) - self._waited) / elapsed,
             memory_gib=memory_gib(trainer.strategy.root_device),
             seconds_per_step=elapsed / steps,
+            learning_rate=next(iter(self._learning_rates.values())),
         )
+
+
+def log_interval(trainer: Trainer) -> int:
+    """The trainer's ``log_every_n_steps``."""
+    return int(trainer.log_every_n_steps)  # type: ignore[attr-defined]  # set by a connector
+
+
+def _seconds_waited(trainer: Trainer) -> float:
+    return float(getattr(trainer.train_dataloader, "seconds_waited", 0.0))
 
 
 def _learning_rates(trainer: Trainer) -> dict[str, float]:
     return {
-        f"lr/{group.get('name', number)}": group["lr"]
+        str(group.get("name", number)): group["lr"]
         for optimizer in trainer.optimizers
         for number, group in enumerate(optimizer.param_groups)
     }

@@ -30,7 +30,7 @@ def run(verb: str, argv: Sequence[str]) -> int:
     log_to(None)
     experiment = Experiment(arguments)
     folder = run_of(arguments, checkpoint)
-    experiment.build(folder.path if folder else Path("."))
+    experiment.build(folder.path if folder else Path())
     load_trained(experiment, checkpoint, allow_random=arguments.options.allow_random)
     trainer, task = experiment.trainer, experiment.task
     evaluate = trainer.validate if verb == "validate" else trainer.test

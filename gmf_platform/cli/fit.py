@@ -22,8 +22,6 @@ log = logging.getLogger(__name__)
 
 def run(verb: str, argv: Sequence[str]) -> int:
     """Run the verb; see ``fit --help``."""
-    from gmf_platform.cluster.signals import install_handlers
-
     arguments = parse_arguments(_parser(), argv)
     sources = Sources(arguments)
     check_data(sources)
@@ -36,7 +34,6 @@ def run(verb: str, argv: Sequence[str]) -> int:
         check_init_from(sources)
     if arguments.options.dry_run:
         return _dry_run(arguments)
-    install_handlers()
     return _train(arguments, folder)
 
 
@@ -166,6 +163,7 @@ def _finish(experiment: Any, folder: RunDirectory) -> None:
     from gmf_platform.callbacks import RunCheckpoint
 
     checkpoint = next(c for c in experiment.trainer.callbacks if isinstance(c, RunCheckpoint))
+    checkpoint.finish(experiment.trainer)
     score = {
         "verb": "fit",
         "run": str(folder.path),

@@ -28,7 +28,7 @@ def run(verb: str, argv: Sequence[str]) -> int:
     from gmf_platform.cli.experiment import Experiment
 
     experiment = Experiment(arguments)
-    experiment.build(Path("."), quiet=True)
+    experiment.build(Path(), quiet=True)
     model = deepcopy(experiment.task.model).eval().to("meta")  # shapes without memory or time
     images = torch.zeros(1, 3, size[0], size[-1], dtype=torch.uint8, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

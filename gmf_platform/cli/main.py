@@ -4,11 +4,12 @@ Nothing here imports torch, so that ``--help`` and wrong input answer at once.
 """
 
 import sys
-import traceback
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 
 from gmf_platform import __version__
+from gmf_platform.cluster.signals import install_handlers
 from gmf_platform.errors import ExitCode, UserError
 
 __all__ = ["VERBS", "main"]
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments after the program's name; None: the process's own.
 
     Returns:
-        The exit code, see ExitCode.
+        The exit code, see ExitCode. What is no user's error is raised, and fails with 1.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     verb = arguments.pop(0) if arguments else "--help"
@@ -57,9 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return ExitCode.FAILED
-    except Exception:
-        traceback.print_exc()
-        return ExitCode.FAILED
 
 
 def _usage() -> str:
@@ -69,11 +67,11 @@ def _usage() -> str:
 
 def _run(verb: str, arguments: Sequence[str]) -> int:
     if verb not in VERBS:
-        from difflib import get_close_matches
-
         near = get_close_matches(verb, VERBS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(f"no verb {verb!r}{hint} The verbs are: {', '.join(VERBS)}")
+    if verb == "fit":
+        install_handlers()  # before the slow imports: a cluster's signal may come that early
     module = {"validate": "evaluate", "test": "evaluate"}.get(verb, verb.replace("-", "_"))
     run = import_module(f"gmf_platform.cli.{module}").run
     code: int = run(verb, arguments)

@@ -42,8 +42,8 @@ def memory_advice(experiment: Any, said: str) -> str:
     smaller = max(1, plan.per_device // 2)
     lines = [
         f"out of memory with {plan.per_device} images per device ({said.splitlines()[0]})",
-        f"  - fewer at once, same global batch: --data.per_device_batch_size {smaller} "
-        f"(the rest is accumulated; batch norm then sees {smaller} images)",
+        f"  - fewer at once, same global batch: --data.per_device_batch_size {smaller}",
+        f"    (the rest is accumulated; batch norm then sees {smaller} images)",
         "  - less kept for backward: --model.backbone.checkpointing true",
         "  - a smaller model: --model.backbone.variant tiny or mobile",
     ]

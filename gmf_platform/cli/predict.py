@@ -1,6 +1,5 @@
 """predict: write predictions for image files."""
 
-import glob
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,7 +33,7 @@ def run(verb: str, argv: Sequence[str]) -> int:
     experiment = Experiment(arguments)
     if checkpoint is not None:
         experiment.take_classes(checkpoint)
-    experiment.build(Path("."), quiet=True)
+    experiment.build(Path(), quiet=True)
     load_trained(experiment, checkpoint, allow_random=arguments.options.allow_random)
     trainer = experiment.trainer
     writer = SegmentationWriter(arguments.options.output, images, experiment.task.class_names)
@@ -45,6 +44,11 @@ def run(verb: str, argv: Sequence[str]) -> int:
     trainer.predict(experiment.task, loader, return_predictions=False)
     print(f"{len(images)} images: labels and overlays are in {arguments.options.output}")
     return ExitCode.DONE
+
+
+def _glob(pattern: str) -> list[Path]:
+    path = Path(pattern)
+    return sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
 
 
 def find_images(words: Sequence[str]) -> dict[Path, Path]:
@@ -62,7 +66,7 @@ def find_images(words: Sequence[str]) -> dict[Path, Path]:
             inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES)
             new = {p: p.relative_to(path).with_suffix("") for p in inside}
         else:
-            files = [path] if path.is_file() else [Path(p) for p in sorted(glob.glob(word))]
+            files = [path] if path.is_file() else _glob(word)
             new = {p: Path(p.stem) for p in files}
         if not new:
             raise UserError(f"--images {word}: no such file, or no images in it")

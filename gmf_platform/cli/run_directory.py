@@ -78,7 +78,8 @@ class RunDirectory:
             ) from None
         if not _is_file(lock, self.path / "lock"):
             lock.close()
-            return self.acquire()  # the holder removed the file between our opening and locking
+            self.acquire()  # the holder removed the file between our opening and locking it
+            return
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         lock.flush()

@@ -1,0 +1,1 @@
+"""Living with a cluster: signals, and what a job is told."""

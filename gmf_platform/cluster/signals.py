@@ -7,9 +7,13 @@ nothing slow itself.
 import signal
 from types import FrameType
 
-__all__ = ["install_handlers", "requested_signal"]
+__all__ = ["install_handlers", "keep_handlers", "requested_signal"]
 
 _received: list[signal.Signals] = []
+_installed = False
+
+
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 def install_handlers() -> None:
@@ -17,8 +21,20 @@ def install_handlers() -> None:
 
     A second SIGINT interrupts at once, as people at a terminal expect.
     """
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    global _installed
+    _installed = True
+    for number in _SIGNALS:
         signal.signal(number, _note)
+
+
+def keep_handlers() -> None:
+    """Take the handlers back from a library that put its own in front of them.
+
+    Lightning's SIGTERM handler broadcasts to the other processes from inside the handler, which
+    can meet another collective half way.
+    """
+    if _installed:
+        install_handlers()
 
 
 def requested_signal() -> signal.Signals | None:

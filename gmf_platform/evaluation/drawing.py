@@ -60,9 +60,10 @@ def comparison(
 
 def _row(image: Picture, truth: Picture, guess: Picture, colours: Picture, width: int) -> Picture:
     size = (width, round(width * image.shape[0] / image.shape[1]))
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
     labels = (cv2.resize(x, size, interpolation=cv2.INTER_NEAREST) for x in (truth, guess))
-    return np.concatenate([small, *(overlay(small, x, colours, 0.7) for x in labels)], axis=1)
+    painted = (overlay(small, x.astype(np.uint8), colours, 0.7) for x in labels)
+    return np.concatenate([small, *painted], axis=1)
 
 
 def _header(width: int) -> Picture:

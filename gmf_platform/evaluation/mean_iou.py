@@ -4,6 +4,7 @@ The formulas are mmsegmentation's (IoUMetric): over all pixels of the set, not p
 classes that occur in neither truth nor prediction are left out of the means.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,7 +36,7 @@ class SegmentationScores:
 
 
 def _percent(fraction: float) -> str:
-    return f"{'-':>6}" if fraction != fraction else f"{100 * fraction:6.2f}"
+    return f"{'-':>6}" if math.isnan(fraction) else f"{100 * fraction:6.2f}"
 
 
 class MeanIoU(Metric):

@@ -22,9 +22,10 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 class BaseTask(LightningModule):
-    """Base of all tasks. A subclass reads top to bottom in this order: ``__init__``,
-    ``build_model``, ``build_losses``, ``build_metrics``, ``training_step``,
-    ``validation_step``, ``test_step``, ``predict_step``.
+    """Base of all tasks.
+
+    A subclass reads top to bottom in this order: ``__init__``, ``build_model``, ``build_losses``,
+    ``build_metrics``, ``training_step``, ``validation_step``, ``test_step``, ``predict_step``.
 
     Args:
         class_names: in label order; they travel in the checkpoint.
@@ -61,7 +62,7 @@ class BaseTask(LightningModule):
 
         ``compile`` works in place, so that checkpoint keys stay as they are.
         """
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)
         set_norm_mode(model.get_submodule("backbone"), self.norm)
         if self.compiled:
             model.compile()
