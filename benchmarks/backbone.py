@@ -13,16 +13,18 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import timm
 import timm.layers
+import timm.models
 import torch
 from torch import Tensor, nn
 
 from gmf_platform.models.backbones import GroupMixFormer
-from gmf_platform.models.backbones.groupmixformer import VARIANTS
+from gmf_platform.models.backbones.groupmixformer import VARIANTS, Variant
 
 
 def main() -> None:
@@ -34,10 +36,8 @@ def main() -> None:
     if "official" in networks:
         check_same(networks["ours"], networks["official"], images)
     for title, step in (("inference", infer), ("training step", train)):
-        times = best_times(
-            {name: lambda net=net, step=step: step(net, images) for name, net in networks.items()},
-            options.runs,
-        )
+        tasks = {name: partial(step, network, images) for name, network in networks.items()}
+        times = best_times(tasks, options.runs)
         for name, seconds in times.items():
             ratio = seconds / times["ours"]
             print(f"{title:14} {name:10} {1e3 * seconds:8.1f} ms  {ratio:5.2f} x ours")
@@ -54,7 +54,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def build_networks(variant: str, official: Path | None) -> dict[str, nn.Module]:
+def build_networks(variant: Variant, official: Path | None) -> dict[str, nn.Module]:
     """Networks by name, all giving four feature maps."""
     ours = GroupMixFormer(variant, drop_path=0.0)
     networks: dict[str, nn.Module] = {"ours": ours}
@@ -74,15 +74,9 @@ def build_networks(variant: str, official: Path | None) -> dict[str, nn.Module]:
 
 def import_official(path: Path) -> ModuleType:
     """Import the authors' file with today's timm and without their debugger."""
-    registry = ModuleType("registry")
-    registry.register_model = lambda function: function
-    sys.modules.update(
-        {
-            "ipdb": ModuleType("ipdb"),
-            "timm.models.layers": timm.layers,  # where they were in timm 0.4
-            "timm.models.registry": registry,
-        }
-    )
+    sys.modules["ipdb"] = ModuleType("ipdb")
+    sys.modules["timm.models.layers"] = timm.layers  # where timm 0.4 had them
+    sys.modules["timm.models.registry"] = timm.models
     spec = importlib.util.spec_from_file_location("official_groupmixformer", path)
     if spec is None or spec.loader is None or not path.is_file():
         raise SystemExit(f"--official {path}: not a Python file")

@@ -6,6 +6,7 @@ from typing import Any
 
 import cv2
 import torch
+from lightning.pytorch.utilities.combined_loader import _shutdown_workers_and_reset_iterator
 from torch.utils.data import DataLoader, Dataset
 
 from gmf_platform.distributed.order import EvalBatches, SampleKey, TrainBatches
@@ -85,8 +86,22 @@ class Loader:
     def __iter__(self) -> Iterator[Any]:
         for batch in self.loader:
             if isinstance(batch, UserError):
+                self.close()
                 raise batch
             yield batch
+
+    def close(self) -> None:
+        """End the worker processes; the garbage collector would wait five seconds for each."""
+        _shutdown_workers_and_reset_iterator(self.loader)
+
+    @property
+    def _iterator(self) -> Any:
+        """Where Lightning finds the workers, to end them with the run."""
+        return self.loader._iterator
+
+    @_iterator.setter
+    def _iterator(self, value: Any) -> None:
+        self.loader._iterator = value
 
 
 class TrainLoader(Loader):

@@ -68,12 +68,12 @@ class RunCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """On resume: drop what was logged too far, and do a validation that was cut off."""
         step = trainer.global_step
-        if step == 0:
-            return
-        log.info("going on at step %d of %d", step, trainer.max_steps)
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):
                 logger.resume_at(step)
+        if step == 0:
+            return
+        log.info("going on at step %d of %d", step, trainer.max_steps)
         if self._validation_due(trainer) and self.validated_step != step:
             _validate(trainer)
 

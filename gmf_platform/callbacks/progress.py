@@ -15,7 +15,9 @@ log = logging.getLogger(__name__)
 
 
 class Progress(Callback):
-    """Logs how the run goes every ``log_every_n_steps`` steps, and each validation's scores.
+    """Logs a line every ``log_every_n_steps`` steps, and the scores of each validation.
+
+    The line has loss, learning rate, speed, memory and the time to the end.
 
     Args:
         throughput: measures the speed.
@@ -53,7 +55,7 @@ class Progress(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report the scores."""
-        if trainer.sanity_checking or not trainer.is_global_zero:
+        if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
             return
         scores = {k: v for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         named = "  ".join(f"{name} {float(value):.4f}" for name, value in scores.items())

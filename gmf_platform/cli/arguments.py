@@ -137,7 +137,7 @@ def find_config(name: str) -> Path:
             return path
     names = sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
     near = get_close_matches(plain, names, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    hint = f"; did you mean {near[0]}?" if near else "."
     raise UserError(f"--config {name}: no such file{hint} Shipped configs: {', '.join(names)}")
 
 

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from gmf_platform.cli.arguments import Arguments
 from gmf_platform.cli.config_check import check_keys
 from gmf_platform.cli.device import check_device, default_precision
 from gmf_platform.cli.precheck import NO_WEIGHTS
-from gmf_platform.cli.sources import Sources
+from gmf_platform.cli.sources import Sources, canonical
 from gmf_platform.distributed.checkpoint_io import AtomicCheckpointIO
 from gmf_platform.errors import UserError
 from gmf_platform.models.weights import LoadReport, load_weights
@@ -83,8 +84,12 @@ class Experiment:
     """
 
     def __init__(self, arguments: Arguments) -> None:
-        check_keys(Sources(arguments), _TOP_LEVEL, CALLBACKS)
-        self.cli = _parse(arguments)
+        sources = Sources(arguments)
+        check_keys(sources, _TOP_LEVEL, CALLBACKS)
+        try:
+            self.cli = _parse(arguments)
+        except ArgumentError as error:
+            raise UserError(_short(str(error), sources)) from None
         self.config: Namespace = self.cli.config
         self.datamodule: BaseDataModule
         self.task: BaseTask
@@ -184,25 +189,22 @@ class Experiment:
 
 def _parse(arguments: Arguments) -> _Parser:
     _quieten()
-    try:
-        return _Parser(
-            LightningModule,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            run=False,
-            auto_configure_optimizers=False,
-            save_config_callback=None,
-            seed_everything_default=0,
-            parser_kwargs={
-                "parser_mode": "omegaconf+",
-                "allow_abbrev": False,
-                "exit_on_error": False,
-            },
-            args=arguments.for_parser(),
-        )
-    except ArgumentError as error:
-        raise UserError(_short(str(error))) from None
+    return _Parser(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        run=False,
+        auto_configure_optimizers=False,
+        save_config_callback=None,
+        seed_everything_default=0,
+        parser_kwargs={
+            "parser_mode": "omegaconf+",
+            "allow_abbrev": False,
+            "exit_on_error": False,
+        },
+        args=arguments.for_parser(),
+    )
 
 
 def _quieten() -> None:
@@ -214,17 +216,20 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
     # Lightning 2.6 calls what torch 2.13 deprecated.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`")
+    # Our writer takes names from the batch, not from indices.
+    warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
     # Loader workers are a setting of ours, with a default from the CPUs.
     warnings.filterwarnings("ignore", message=".*does not have many workers")
 
 
-def _short(message: str) -> str:
-    """The innermost of a parser's nested complaints, with the keys that lead to it."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    keys = [line.split('"')[1] for line in lines if line.startswith(("Parser key", "key"))]
-    said = [line for line in lines if line.startswith(("Expected", "Option", "- Expected"))]
-    if not keys or not said:
-        return "\n".join(lines[:4])
-    reason = said[0].removeprefix("- ")
-    given = next((line for line in lines if line.startswith("Given value:")), "")
-    return f"{'.'.join(keys)}: {reason}. {given}".strip()
+def _short(message: str, sources: Sources) -> str:
+    """What a parser's page of nested types comes to: key, place, what is expected, what is given."""
+    keys = re.findall(r'(?:Parser key|key) "([\w.]+)"', message)
+    expected = re.findall(r"Expected an? (?:<class '(\w+)'>|typing\.(Literal\[.*?\]))", message)
+    wanted = [a or b for a, b in expected if a != "NoneType"]
+    given = re.findall(r"(?:Got value|Given value): ([^\s({]+?)\.?(?:\s|$)", message)
+    if not (keys and wanted and given):
+        return "\n".join(message.splitlines()[:5])
+    key = canonical(".".join(keys))
+    place = sources.place(key) or "config"
+    return f"{place}: {key}: expected {' or '.join(dict.fromkeys(wanted))}, not {given[0]!r}"

@@ -108,8 +108,8 @@ def _resume_from(folder: RunDirectory, experiment: Any) -> Path | None:
     Raises:
         UserError: the folder holds a run of another config; the differences are listed.
     """
-    if not folder.config.is_file():
-        return None
+    if not (folder.config.is_file() and folder.last.exists()):
+        return None  # a start that came to nothing has nothing to protect
     differences = config_differences(experiment.yaml, folder.config.read_text())
     if differences:
         shown = "\n".join(f"  {line}" for line in differences[:20])
@@ -117,7 +117,7 @@ def _resume_from(folder: RunDirectory, experiment: Any) -> Path | None:
             f"{folder.path} holds a run of another config:\n{shown}\n"
             "give this one its own --name, or set that one aside with --fresh"
         )
-    return folder.last if folder.last.exists() else None
+    return folder.last
 
 
 def _fit(experiment: Any, ckpt_path: Path | None) -> None:

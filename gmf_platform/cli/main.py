@@ -68,7 +68,7 @@ def _usage() -> str:
 def _run(verb: str, arguments: Sequence[str]) -> int:
     if verb not in VERBS:
         near = get_close_matches(verb, VERBS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = f"; did you mean {near[0]}?" if near else "."
         raise UserError(f"no verb {verb!r}{hint} The verbs are: {', '.join(VERBS)}")
     if verb == "fit":
         install_handlers()  # before the slow imports: a cluster's signal may come that early
