@@ -207,9 +207,10 @@ class ADE20K(BaseDataModule):
                 names = read_class_names(own)
             case None:
                 names = read_class_names(Path(str(files("datamodules") / "ade20k_classes.txt")))
-        if not 2 <= len(names) <= IGNORE:
+        if not 2 <= len(names) < IGNORE:
             raise UserError(
-                f"data.classes: {len(names)} classes; 8-bit masks hold 2 to {IGNORE} classes"
+                f"data.classes: {len(names)} classes; 2 to {IGNORE - 1} are possible beside the "
+                f"ignored labels 0 and {IGNORE} of 8-bit masks"
             )
         return names
 

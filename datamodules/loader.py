@@ -6,7 +6,6 @@ from typing import Any
 
 import cv2
 import torch
-from lightning.pytorch.utilities.combined_loader import _shutdown_workers_and_reset_iterator
 from torch.utils.data import DataLoader, Dataset
 
 from gmf_platform.distributed.order import EvalBatches, SampleKey, TrainBatches
@@ -84,15 +83,20 @@ class Loader:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in self.loader:
-            if isinstance(batch, UserError):
-                self.close()
-                raise batch
-            yield batch
+        try:
+            for batch in self.loader:
+                if isinstance(batch, UserError):
+                    raise batch
+                yield batch
+        except Exception:
+            self.close()
+            raise
 
     def close(self) -> None:
         """End the worker processes; the garbage collector would wait five seconds for each."""
-        _shutdown_workers_and_reset_iterator(self.loader)
+        iterator, self._iterator = self._iterator, None
+        if iterator is not None:
+            iterator._shutdown_workers()
 
     @property
     def _iterator(self) -> Any:

@@ -78,8 +78,8 @@ def test_wrong_class_lists_are_refused(tmp_path):
         ADE20K(str(tmp_path), classes=str(empty))
     with pytest.raises(UserError, match="1 classes"):
         ADE20K(str(tmp_path), classes=["only"])
-    with pytest.raises(UserError, match="256 classes"):
-        ADE20K(str(tmp_path), classes=[str(i) for i in range(256)])
+    with pytest.raises(UserError, match="255 classes; 2 to 254 are possible"):
+        ADE20K(str(tmp_path), classes=[str(i) for i in range(255)])
 
 
 # Labels
@@ -111,7 +111,7 @@ def test_255_in_a_file_is_ignored_too(make_folder):
 
 
 def test_254_classes_use_every_label(make_folder):
-    """A file's 255 may be a class only where there are 255 classes; it is ignored here."""
+    """The most there can be: a file's 255 is ignored."""
     root = make_folder()
     path = root / "annotations/validation/d.png"
     labels = read_labels(path)

@@ -1,5 +1,6 @@
 """Loaders: exact resuming, and a worker's errors as the user should see them."""
 
+import multiprocessing
 from itertools import islice
 
 import pytest
@@ -64,11 +65,13 @@ def test_goes_on_exactly(make_loader, whole_run, before, after, done):
     stopped = make_loader(before)
     assert same(islice(stopped, done), whole_run[:done]) == done
     state = stopped.state_dict()
+    stopped.close()
     assert state == {"samples_consumed": 4 * done, "num_samples": 12}
     resumed = make_loader(after)
     resumed.load_state_dict(state)
     assert resumed.state_dict() == state  # a save before the first batch loses nothing
     assert same(resumed, whole_run[done:]) == STEPS - done
+    resumed.close()
     assert resumed.state_dict()["samples_consumed"] == 4 * STEPS
 
 
@@ -121,6 +124,7 @@ def test_workers_ahead_are_not_counted():
     assert loader.state_dict()["samples_consumed"] == 2
     expected = list(train_loader(Numbers(), workers=0))
     assert list(batches) == expected[1:]
+    loader.close()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -165,3 +169,23 @@ def test_too_large_global_batch_is_refused(make_folder):
     data = ADE20K(str(root), classes=["x", "y"], global_batch_size=4)
     with pytest.raises(UserError, match=r"global_batch_size 4 .* the 3 training samples .* to 3"):
         data.train_loader(steps=1)
+
+
+def test_close_ends_the_workers_and_allows_another_pass():
+    loader = train_loader(Numbers(), workers=2)
+    before = set(multiprocessing.active_children())
+    first = next(iter(loader))
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    loader.close()
+    assert not set(multiprocessing.active_children()) - before
+    assert next(iter(loader)) == first
+    loader.close()
+    train_loader(Numbers(), workers=0).close()
+
+
+@pytest.mark.parametrize("error", [DataError("x.jpg: is empty"), ZeroDivisionError("a bug")])
+def test_an_error_ends_the_workers(error):
+    before = set(multiprocessing.active_children())
+    with pytest.raises(type(error)):
+        list(train_loader(Numbers(5, error), workers=2))
+    assert not set(multiprocessing.active_children()) - before

@@ -1,0 +1,173 @@
+"""The command line inside this process, a network that trains in a second, and a run of it."""
+
+import logging
+import os
+import re
+import signal
+import sys
+import warnings
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from gmf_platform.cli.main import main
+from gmf_platform.cluster import signals
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command line gave."""
+
+    code: int
+    out: str
+    err: str
+
+
+@contextmanager
+def undisturbed():
+    """Put back what a verb sets for its whole process."""
+    logger = logging.getLogger("gmf_platform")
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    environment, precision = dict(os.environ), torch.get_float32_matmul_precision()
+    before = logger.handlers[:], logger.level, logger.propagate
+    logger.handlers = []
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        for handler in logger.handlers:
+            handler.close()
+        logger.handlers, logger.level, logger.propagate = before
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signals._received.clear()
+        signals._installed = False
+        os.environ.clear()
+        os.environ.update(environment)
+        torch.set_float32_matmul_precision(precision)
+
+
+def call(*words, cwd):
+    """Run ``python -m gmf_platform WORDS`` in this process and in a folder."""
+    out, err = StringIO(), StringIO()
+    with undisturbed(), chdir(cwd), redirect_stdout(out), redirect_stderr(err):
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as leave:  # argparse's --help, and a run that was asked to stop
+            code = leave.code
+    return Result(int(code or 0), out.getvalue(), err.getvalue())
+
+
+@pytest.fixture
+def gmf(tmp_path):
+    """Run a command line in the test's own folder: ``gmf("info", "--config", ...)``."""
+    return lambda *words, cwd=tmp_path: call(*words, cwd=cwd)
+
+
+@pytest.fixture(scope="session")
+def overlay(sample_ade20k, tmp_path_factory):
+    """An overlay of seg_ade20k: a network of 0.2 M parameters, six steps, everything switched on."""
+    content = {
+        "init_from": "none",
+        "model": {
+            "backbone": {
+                "embedding_dims": [20, 40, 60, 80],
+                "depths": [1, 1, 1, 1],
+                "mlp_ratios": [2, 2, 2, 2],
+                "drop_path": 0.1,
+            },
+            "decode_head": {"channels": 16},
+            "auxiliary_head": {"channels": 16},
+            "optimizer": {"lr": 1e-3},
+            "schedule": {"warmup_steps": 2},
+        },
+        "data": {
+            "root": str(sample_ade20k),
+            "global_batch_size": 4,
+            "crop_size": 64,
+            "scale": [256, 64],
+            "num_workers": 0,
+        },
+        "trainer": {
+            "max_steps": 6,
+            "val_check_interval": 3,
+            "log_every_n_steps": 1,
+            "num_sanity_val_steps": 0,
+        },
+        "checkpoint": {"every_n_steps": 2},
+    }
+    path = tmp_path_factory.mktemp("overlay") / "small.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture(scope="session")
+def base(overlay):
+    """The words that every small run begins with."""
+    return ("--config", "seg_ade20k", "--config", overlay)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run."""
+
+    path: Path
+    result: Result
+
+    @property
+    def cwd(self):
+        return self.path.parents[1]
+
+    @property
+    def best(self):
+        return self.path / "checkpoints" / "best.ckpt"
+
+
+@pytest.fixture(scope="session")
+def trained(base, tmp_path_factory):
+    """A finished run called ``done``; not to be written to."""
+    cwd = tmp_path_factory.mktemp("trained")
+    result = call("fit", *base, "--name", "done", cwd=cwd)
+    assert result.code == 0, result.err
+    return Trained(cwd / "runs" / "done", result)
+
+
+@pytest.fixture
+def modules(tmp_path, monkeypatch):
+    """Write a module that a config's class path can name: ``modules("heads", source)``."""
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+
+    def write(name, source):
+        (folder / f"{name}.py").write_text(source)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+    return write
+
+
+def read_scalars(run):
+    """TensorBoard's curves of a run as TensorBoard shows them: tag -> [(step, value), ...]."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}
+
+
+@pytest.fixture(scope="session")
+def scalars():
+    return read_scalars
+
+
+@pytest.fixture(scope="session")
+def logged_steps():
+    """The steps that a run's text says were reported, as often as they were."""
+    return lambda text: [int(number) for number in re.findall(r"step (\d+)/", text)]
