@@ -12,7 +12,8 @@ import torch.distributed as dist
 from datamodules.sample_data import write_sample
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it asks the network when imported
-torch.set_num_threads(2)
+# Threads that wait for each other spin: beside other tests two are ten times slower than one.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

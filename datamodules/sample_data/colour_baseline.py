@@ -1,5 +1,6 @@
 """How far colour alone gets on a segmentation set: the score that a model has to beat."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Literal
@@ -80,3 +81,7 @@ def _mean_iou(confusion: Counts) -> float:
     union = confusion.sum(0) + confusion.sum(1) - hits
     occurs = union > 0
     return float((hits[occurs] / union[occurs]).mean())
+
+
+if __name__ == "__main__":
+    print(f"colour alone {colour_baseline(Path(sys.argv[1])):.3f} mIoU (per-pixel classifier of RGB)")

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from gmf_platform.callbacks.logger import RunLogger
 from gmf_platform.cluster.signals import keep_handlers, requested_signal
-from gmf_platform.errors import ExitCode
+from gmf_platform.errors import ExitCode, UserError
 
 __all__ = ["RunCheckpoint"]
 
@@ -32,6 +32,9 @@ class RunCheckpoint(Checkpoint):
         every_n_steps: optimiser steps between two saves.
         monitor: the metric that decides which is best.
         mode: whether larger or smaller is better.
+
+    Raises:
+        UserError: ``every_n_steps`` is not positive.
     """
 
     def __init__(
@@ -41,6 +44,8 @@ class RunCheckpoint(Checkpoint):
         mode: Literal["max", "min"] = "max",
     ) -> None:
         super().__init__()
+        if every_n_steps < 1:
+            raise UserError(f"checkpoint.every_n_steps: {every_n_steps} is not a number of steps")
         self.every_n_steps, self.monitor, self.mode = every_n_steps, monitor, mode
         self.best_score: float | None = None
         self.best_step = -1
@@ -101,8 +106,15 @@ class RunCheckpoint(Checkpoint):
             self._leave_if_wanted(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save, and keep the best."""
-        if trainer.sanity_checking or trainer.state.fn != "fit":
+        """Save, and keep the best.
+
+        Raises:
+            UserError: the validation did not log the metric that decides which is best.
+        """
+        if trainer.state.fn != "fit":
+            return
+        self._check_monitor(trainer)  # in the check before training too: hours earlier
+        if trainer.sanity_checking:
             return
         better = self._take_score(trainer)
         self.save_last(trainer)
@@ -127,6 +139,14 @@ class RunCheckpoint(Checkpoint):
     def save_last(self, trainer: Trainer) -> None:
         """Write last.ckpt, with all that a resume needs."""
         trainer.save_checkpoint(self.folder(trainer) / "last.ckpt", weights_only=False)
+
+    def _check_monitor(self, trainer: Trainer) -> None:
+        logged = sorted(key for key in trainer.callback_metrics if key.startswith("val/"))
+        if logged and self.monitor not in logged:
+            raise UserError(
+                f"checkpoint.monitor: the validation logs no {self.monitor!r}; one of "
+                f"{', '.join(logged)} would do"
+            )
 
     def _take_score(self, trainer: Trainer) -> bool:
         """Note the validation just made; returns whether it is the best so far."""

@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from itertools import groupby
 
 from lightning.pytorch import Trainer
 
@@ -26,13 +27,31 @@ def check_keys(sources: Sources, top_level: Sequence[str], callbacks: dict[str, 
         callbacks: top-level key -> callback class.
 
     Raises:
-        UserError: for the first unknown key or class path.
+        UserError: for the first unknown key or class path, or a task or data set not named.
     """
     classes: dict[str, type] = {"trainer": Trainer, **callbacks}
-    for entry in sources.entries:  # in order, so that the last class path of a key counts
+    for _, entries in groupby(sources.entries, key=_source):
+        _check_source(list(entries), classes, top_level)
+    for part in ("model", "data"):
+        if part not in classes:
+            raise UserError(
+                f"the config names no {part}.class_path: an overlay goes behind a task's config, "
+                "as in --config seg_ade20k --config OVERLAY"
+            )
+
+
+def _source(entry: Entry) -> str:
+    return entry.place.rpartition(":")[0]
+
+
+def _check_source(
+    entries: Sequence[Entry], classes: dict[str, type], top_level: Sequence[str]
+) -> None:
+    """Check a source's keys against the classes up to here: later ones may change a class."""
+    for entry in entries:
         if entry.key.endswith(".class_path"):
             classes[entry.key.removesuffix(".class_path")] = _import(entry)
-    for entry in sources.entries:
+    for entry in entries:
         owner, _, name = entry.key.rpartition(".")
         if not owner:
             _check(entry, name, top_level, "the config")
@@ -65,7 +84,8 @@ def _import(entry: Entry) -> type:
         ) from None
     found = getattr(module, name, None)
     if not isinstance(found, type):
-        known = [n for n in dir(module) if isinstance(getattr(module, n, None), type)]
+        names = getattr(module, "__all__", dir(module))  # dir() lacks what is imported on demand
+        known = [n for n in names if isinstance(getattr(module, n, None), type)]
         raise UserError(
             f"{entry.place}: {entry.key}: no class {name!r} in {module_name}{_nearest(name, known)}"
         )

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentError, Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
+from omegaconf.errors import OmegaConfBaseException
 
 from datamodules.base import BaseDataModule
 from gmf_platform.callbacks import Pictures, Progress, RunCheckpoint, Throughput
@@ -63,14 +65,29 @@ class _Parser(LightningCLI):
         """Nothing yet: the resolved config is compared with the run's before anything is built."""
 
     def build(self) -> Namespace:
-        """Build callbacks, data and task."""
-        return self.parser.instantiate_classes(self.config)
+        """Build callbacks, data and task.
+
+        Raises:
+            UserError: as a constructor raised it; the parser wraps it in errors of its own.
+        """
+        try:
+            return self.parser.instantiate_classes(self.config)
+        except ValueError as error:
+            cause: BaseException | None = error
+            while cause is not None:
+                if isinstance(cause, UserError):
+                    raise cause from None
+                cause = cause.__cause__ or cause.__context__
+            raise
 
     def build_trainer(self, built: Namespace, callbacks: list[Any], **settings: Any) -> Trainer:
         """Build the trainer from its keys, our callbacks and the settings that are ours."""
         keys = dict(built.trainer) | settings
         keys["callbacks"] = [*_as_list(keys["callbacks"]), *callbacks]
-        return Trainer(**keys)
+        try:
+            return Trainer(**keys)
+        except (MisconfigurationException, ValueError) as error:
+            raise UserError(f"trainer: {error}") from None
 
 
 class Experiment:
@@ -90,6 +107,8 @@ class Experiment:
             self.cli = _parse(arguments)
         except ArgumentError as error:
             raise UserError(_short(str(error), sources)) from None
+        except OmegaConfBaseException as error:
+            raise UserError(_interpolation(error, sources)) from None
         self.config: Namespace = self.cli.config
         self.datamodule: BaseDataModule
         self.task: BaseTask
@@ -181,9 +200,15 @@ class Experiment:
 
     def _validation_interval(self, steps: int) -> int:
         keys = self.config.trainer
-        if isinstance(keys.val_check_interval, int):
-            return min(keys.val_check_interval, steps)
-        epochs = (keys.val_check_interval or 1.0) * (keys.check_val_every_n_epoch or 1)
+        interval = 1.0 if keys.val_check_interval is None else keys.val_check_interval
+        if not isinstance(interval, int | float) or interval <= 0:
+            raise UserError(
+                f"trainer.val_check_interval: {interval!r} is neither a number of steps (500) nor "
+                "a share of an epoch (0.5)"
+            )
+        if isinstance(interval, int):
+            return min(interval, steps)
+        epochs = interval * (keys.check_val_every_n_epoch or 1)
         return min(max(1, round(epochs * self.datamodule.steps_per_epoch())), steps)
 
 
@@ -228,8 +253,22 @@ def _short(message: str, sources: Sources) -> str:
     expected = re.findall(r"Expected an? (?:<class '(\w+)'>|typing\.(Literal\[.*?\]))", message)
     wanted = [a or b for a, b in expected if a != "NoneType"]
     given = re.findall(r"(?:Got value|Given value): ([^\s({]+?)\.?(?:\s|$)", message)
-    if not (keys and wanted and given):
-        return "\n".join(message.splitlines()[:5])
     key = canonical(".".join(keys))
     place = sources.place(key) or "config"
-    return f"{place}: {key}: expected {' or '.join(dict.fromkeys(wanted))}, not {given[0]!r}"
+    if keys and wanted and given:
+        return f"{place}: {key}: expected {' or '.join(dict.fromkeys(wanted))}, not {given[0]!r}"
+    innermost = re.split(r'Parser key "[\w.]+":', message)[-1].strip(" -\n").splitlines()
+    said = " ".join(
+        line.strip(" -") for line in innermost[: 2 if innermost[0].endswith(":") else 1]
+    )
+    return f"{place}: {key}: {said}" if keys else said
+
+
+def _interpolation(error: OmegaConfBaseException, sources: Sources) -> str:
+    """What is wrong with a ``${...}``, and where it stands."""
+    key = canonical(error.full_key or "")
+    return (
+        f"{sources.place(key) or 'config'}: {key}: {str(error).splitlines()[0]}\n"
+        "  a key inside a class is named with init_args: ${data.init_args.crop_size}; an "
+        "environment variable with its default: ${oc.env:NAME,default}"
+    )

@@ -164,6 +164,7 @@ def _finish(experiment: Any, folder: RunDirectory) -> None:
 
     checkpoint = next(c for c in experiment.trainer.callbacks if isinstance(c, RunCheckpoint))
     checkpoint.finish(experiment.trainer)
+    best = folder.best if folder.best.exists() else folder.last  # no best without a validation
     score = {
         "verb": "fit",
         "run": str(folder.path),
@@ -171,8 +172,8 @@ def _finish(experiment: Any, folder: RunDirectory) -> None:
         "finished": True,
         checkpoint.monitor: checkpoint.best_score,
         "best_step": checkpoint.best_step,
-        "checkpoint": str(folder.best),
-        "checkpoint_hash": file_hash(folder.best) if folder.best.is_file() else None,
+        "checkpoint": str(best),
+        "checkpoint_hash": file_hash(best) if best.is_file() else None,
     }
     folder.record(score)
     print(json.dumps(score))

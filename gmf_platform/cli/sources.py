@@ -50,7 +50,7 @@ class Sources:
         arguments: the parsed command line.
 
     Raises:
-        UserError: a file that is not YAML.
+        UserError: a file that is not YAML, or no mapping.
     """
 
     def __init__(self, arguments: Arguments) -> None:
@@ -90,13 +90,12 @@ def _scalar(text: str) -> Any:
 
 def _read(path: Path) -> list[Entry]:
     try:
-        root = yaml.compose(path.read_text(), Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {error}") from None
-    if root is None:
-        return []
     if not isinstance(root, yaml.MappingNode):
-        raise UserError(f"{path}: a config is a mapping of keys to values")
+        what = "is empty" if root is None else "is a list or a single value"
+        raise UserError(f"{path}: {what}; a config is a mapping of keys to values")
     return list(_walk(root, (), path))
 
 

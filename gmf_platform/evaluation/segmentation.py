@@ -1,10 +1,13 @@
 """From a head's logits to labels on the original image."""
 
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["labels_at_original_size"]
+__all__ = ["Size", "View", "labels_at_original_size", "labels_by_mean_probability"]
 
 # Logits of all classes at the size of a large photograph take gigabytes; classes are resized in
 # portions of at most this many values, and the best so far is kept.
@@ -12,6 +15,23 @@ _VALUES_AT_ONCE = 2**26
 
 
 Size = tuple[int, int]
+"""Height and width in pixels."""
+
+
+class View(NamedTuple):
+    """What a network says of one version of an image.
+
+    Attributes:
+        logits: (K, h, w).
+        padded_size: of the network's input, padding included, which the logits stand for.
+        size: of the version inside it, at the upper left.
+        flipped: the version was mirrored, left to right.
+    """
+
+    logits: Tensor
+    padded_size: Size
+    size: Size
+    flipped: bool = False
 
 
 def labels_at_original_size(
@@ -32,26 +52,79 @@ def labels_at_original_size(
     Returns:
         uint8 labels (height, width), for up to 256 classes.
     """
-    portion = max(1, _VALUES_AT_ONCE // max(_area(original_size), _area(padded_size)))
-    parts = logits.split(portion)
-    best, labels = _resized(parts[0], padded_size, size, original_size).max(dim=0)
-    for number, part in enumerate(parts[1:], start=1):
-        value, index = _resized(part, padded_size, size, original_size).max(dim=0)
-        labels = torch.where(value > best, index + number * portion, labels)
+    view = View(logits, padded_size, size)
+    parts = logits.split(_portion([view], original_size))
+    return _best(_resized(view, part, original_size) for part in parts)
+
+
+def labels_by_mean_probability(views: Sequence[View], original_size: Size) -> Tensor:
+    """Label of each pixel that the versions of an image together find most likely.
+
+    As mmsegmentation's test-time augmentation does it (aug_test of its releases 0.x, SegTTAModel
+    of 1.x): the logits of each version are brought to the original size and mirrored back, and
+    the mean of their softmax decides. The classes are resized in portions, once for the softmax's
+    denominators and once for the probabilities, so that only one value a version and pixel is
+    held at original size.
+
+    Args:
+        views: versions of one image, at least one.
+        original_size: height and width of the original image.
+
+    Returns:
+        uint8 labels (height, width), for up to 256 classes.
+    """
+    portion = _portion(views, original_size)
+    split = [view.logits.split(portion) for view in views]
+    denominators = [
+        _log_sum_exp(_resized(view, part, original_size) for part in parts)
+        for view, parts in zip(views, split, strict=True)
+    ]
+
+    def summed_probabilities(parts: Sequence[Tensor]) -> Tensor:
+        """Of one portion of the classes, over the versions; the order of sums is that of means."""
+        total = torch.zeros((), device=parts[0].device)
+        for view, part, denominator in zip(views, parts, denominators, strict=True):
+            total = total + (_resized(view, part, original_size) - denominator).exp_()
+        return total
+
+    return _best(summed_probabilities(parts) for parts in zip(*split, strict=True))
+
+
+def _portion(views: Sequence[View], original_size: Size) -> int:
+    """How many classes to resize at once."""
+    largest = max(_area(size) for view in views for size in (view.padded_size, original_size))
+    return max(1, _VALUES_AT_ONCE // largest)
+
+
+def _best(portions: Iterable[Tensor]) -> Tensor:
+    """Class of the highest score, uint8 (H, W), from scores (k, H, W) of portions of classes."""
+    portions = iter(portions)
+    scores = next(portions)
+    best, labels = scores.max(dim=0)
+    seen = len(scores)
+    for scores in portions:
+        value, index = scores.max(dim=0)
+        labels = torch.where(value > best, index + seen, labels)
         best = torch.maximum(value, best)
+        seen += len(scores)
     return labels.to(torch.uint8)
+
+
+def _log_sum_exp(portions: Iterable[Tensor]) -> Tensor:
+    """Over all classes (H, W), from logits (k, H, W) of portions of them."""
+    return torch.stack([logits.logsumexp(dim=0) for logits in portions]).logsumexp(dim=0)
 
 
 def _area(size: Size) -> int:
     return size[0] * size[1]
 
 
-def _resized(logits: Tensor, padded_size: Size, size: Size, original_size: Size) -> Tensor:
-    """(k, h, w) to (k, *original_size)."""
+def _resized(view: View, logits: Tensor, original_size: Size) -> Tensor:
+    """Some classes (k, h, w) of a view to (k, *original_size), mirrored back."""
     part = logits[None].float()
-    if part.shape[-2:] != padded_size:
-        part = F.interpolate(part, size=padded_size, mode="bilinear", align_corners=False)
-    part = part[..., : size[0], : size[1]]
-    if size != original_size:
+    if part.shape[-2:] != view.padded_size:
+        part = F.interpolate(part, size=view.padded_size, mode="bilinear", align_corners=False)
+    part = part[..., : view.size[0], : view.size[1]]
+    if view.size != original_size:
         part = F.interpolate(part, size=original_size, mode="bilinear", align_corners=False)
-    return part[0]
+    return part[0].flip(-1) if view.flipped else part[0]

@@ -68,33 +68,35 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             BatchTooSmallError: In training, if batch statistics are to be taken of a single value
                 per channel.
         """
+        mean, var = self.running_mean, self.running_var
+        # Mixed-precision sharding casts parameters and leaves buffers alone.
+        weight, bias = self.weight.to(mean.dtype), self.bias.to(mean.dtype)
         if not self.training or self.mode == "frozen":
-            mean, var = self.running_mean, self.running_var
-            return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
+            return F.batch_norm(x, mean, var, weight, bias, False, 0.0, self.eps)
         if self.mode == "sync" and _world_size() > 1:
-            y, mean, var, count = _SyncedNorm.apply(x, self.weight, self.bias, self.eps)
-            self._track(mean, var, count)
+            y, *statistics = _SyncedNorm.apply(x, weight, bias, self.eps)
+            self._track(*statistics)
             return y
-        return self._normalise_locally(x)
+
+        self._refuse_single_values(x)
+        if self.keeps_statistics:
+            # Copies, not None: a repeated forward must save as many tensors as the first.
+            mean, var = mean.clone(), var.clone()
+        else:
+            self.num_batches_tracked.add_(1)
+        return F.batch_norm(x, mean, var, weight, bias, True, self.momentum, self.eps)
 
     def forward_tokens(self, x: Tensor) -> Tensor:
         """Normalise channels-last tokens (..., C); as `forward`, without moving memory."""
-        return self.forward(x.reshape(-1, self.num_features)).view(x.shape)
+        return self(x.reshape(-1, self.num_features)).view(x.shape)
 
-    def _normalise_locally(self, x: Tensor) -> Tensor:
+    def _refuse_single_values(self, x: Tensor) -> None:
         if x.numel() == x.shape[1]:
             raise BatchTooSmallError(
                 f"Batch norm over {self.num_features} channels was given one value per channel "
                 f"(input {tuple(x.shape)}): the batch is too small for the norm. Use a larger "
                 "batch per device, a larger crop, or `norm: frozen`."
             )
-        mean, var = self.running_mean, self.running_var
-        if self.keeps_statistics:
-            # Copies, not None: a repeated forward must save as many tensors as the first.
-            mean, var = mean.clone(), var.clone()
-        else:
-            self.num_batches_tracked.add_(1)
-        return F.batch_norm(x, mean, var, self.weight, self.bias, True, self.momentum, self.eps)
 
     @torch.no_grad()
     def _track(self, mean: Tensor, var: Tensor, count: Tensor) -> None:

@@ -110,3 +110,19 @@ class BaseTask(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what a model needs beyond its tensors."""
         checkpoint["gmf_platform"] = {"class_names": self.class_names}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let a run go on with another accumulation, as it must on another number of devices.
+
+        Lightning counts batches. A run is one epoch to it and is saved between steps, so the
+        batches done are the steps done times the accumulation of now.
+        """
+        fit_loop = checkpoint.get("loops", {}).get("fit_loop")
+        if fit_loop is None or self._trainer is None:
+            return
+        done = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
+        progress = fit_loop["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            unfinished = counts["ready"] - counts["completed"]  # the one whose end saved the run
+            counts |= dict.fromkeys(("ready", "started", "processed"), done)
+            counts["completed"] = done - unfinished

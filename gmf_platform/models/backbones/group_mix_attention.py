@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gmf_platform.errors import UserError
 from gmf_platform.models.norm import BatchNorm
 
 __all__ = ["GroupMixAttention", "SeparableConv", "conv_tokens"]
@@ -37,14 +38,18 @@ class GroupMixAttention(nn.Module):
     Args:
         dim: Channels C, a multiple of ``5 * num_heads / 4``.
         num_heads: Heads over the four attending segments, a multiple of 8.
+
+    Raises:
+        UserError: If they are not such multiples.
     """
 
     def __init__(self, dim: int, num_heads: int = 8) -> None:
         super().__init__()
         if num_heads % 8 or dim % (5 * num_heads // 4):
-            raise ValueError(
-                f"dim={dim} with num_heads={num_heads}: the heads must be a multiple of 8 and the "
-                "channels a multiple of 5/4 of the heads."
+            raise UserError(
+                f"Group-Mix Attention cannot split {dim} channels over {num_heads} heads. Make the "
+                "heads a multiple of 8 and the channels a multiple of 5/4 of the heads (of 10 for "
+                "the 8 heads of GroupMixFormer)."
             )
         self.head_dim = dim // SEGMENTS * ATTENDING // num_heads
         # The authors scale by the width a head would have without segments.

@@ -40,8 +40,8 @@ class Layout:
 
 # configs/groupmixformer_{miny,tiny,small,base,large}.yaml of the authors' repository
 # (github.com/AILab-CVC/GroupMixFormer). Its file for large says "need to adjust": its layout has
-# 71.8 M parameters where the paper's has 70.3 M, and its drop path 0.1 is too little for the size,
-# so large takes the 0.5 of base.
+# 71.8 M parameters where the paper's has 70.3 M. Its drop path, 0.1 as for tiny, is not taken over:
+# large has the 0.5 of base.
 VARIANTS: dict[Variant, Layout] = {
     "mobile": Layout((40, 80, 160, 160), (3, 3, 12, 4), (4, 4, 4, 4), 0.1),
     "tiny": Layout((80, 160, 200, 240), (4, 4, 12, 4), (4, 4, 4, 4), 0.1),
@@ -70,7 +70,12 @@ class GroupMixFormer(nn.Module):
     Attributes:
         channels: Channels C_i of the feature maps.
         strides: Pixels between neighbours in them.
+
+    Raises:
+        UserError: If a network of your own is not one of four stages, or its channels do not split.
     """
+
+    strides = (4, 8, 16, 32)
 
     def __init__(
         self,
@@ -87,10 +92,14 @@ class GroupMixFormer(nn.Module):
         dims = tuple(embedding_dims or layout.embedding_dims)
         depths = tuple(depths or layout.depths)
         ratios = tuple(mlp_ratios or layout.mlp_ratios)
+        if not len(dims) == len(depths) == len(ratios) == len(self.strides):
+            raise UserError(
+                f"GroupMixFormer has {len(self.strides)} stages, but was given embedding_dims="
+                f"{dims}, depths={depths}, mlp_ratios={ratios}. Give one number for each stage."
+            )
         max_drop = layout.drop_path if drop_path is None else drop_path
 
         self.channels = dims
-        self.strides = (4, 8, 16, 32)
         self.conv_stem = ConvStem(dims[0])
         self.patch_embed_layers = nn.ModuleList(
             [PatchEmbed(dims[0], dims[0], stride=1)]

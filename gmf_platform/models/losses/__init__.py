@@ -1,5 +1,12 @@
 """Losses of dense prediction."""
 
-from gmf_platform.models.losses.segmentation import CrossEntropy
+from gmf_platform.models.losses.segmentation import (
+    CrossEntropy,
+    Dice,
+    Focal,
+    OhemCrossEntropy,
+    SegmentationLoss,
+    Sum,
+)
 
-__all__ = ["CrossEntropy"]
+__all__ = ["CrossEntropy", "Dice", "Focal", "OhemCrossEntropy", "SegmentationLoss", "Sum"]

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from gmf_platform.errors import UserError
 from gmf_platform.models.backbones import GroupMixAttention
 from gmf_platform.models.backbones.groupmixformer import Block
 
@@ -81,7 +82,7 @@ def test_gradients_in_float64():
 
 @pytest.mark.parametrize(("dim", "num_heads"), [(44, 8), (40, 4), (30, 16)])
 def test_refuses_widths_that_do_not_split(dim, num_heads):
-    with pytest.raises(ValueError, match="multiple"):
+    with pytest.raises(UserError, match="multiple"):
         GroupMixAttention(dim, num_heads)
 
 

@@ -125,7 +125,7 @@ def test_any_size(size):
         assert map_.isfinite().all()
 
 
-def test_layout_of_the_images_changes_nothing(relative_error):
+def test_layout_of_the_images_changes_nothing():
     net = small_net().eval()
     images = torch.randn(2, 3, 70, 90)
     pairs = zip(net(images), net(images.to(memory_format=torch.channels_last)), strict=True)
@@ -135,6 +135,11 @@ def test_layout_of_the_images_changes_nothing(relative_error):
 def test_small_images_are_refused():
     with pytest.raises(UserError, match=r"63x80.*at least 64x64"):
         small_net()(torch.randn(1, 3, 63, 80))
+
+
+def test_layouts_of_other_than_four_stages_are_refused():
+    with pytest.raises(UserError, match="one number for each stage"):
+        GroupMixFormer("tiny", depths=(1, 1, 1))
 
 
 def test_drop_path_grows_linearly_to_the_variants():
@@ -215,6 +220,21 @@ def test_bfloat16_autocast(relative_error):
             assert value.dtype == torch.bfloat16
             assert relative_error(value.float(), map_) < 0.03
         gradients, buffers = train_once(net, images)
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+    assert {b.dtype for b in buffers.values() if b.ndim} == {torch.float32}
+
+
+def test_parameters_in_bfloat16_beside_buffers_in_float32(relative_error):
+    """What mixed-precision sharding makes of a module."""
+    net = small_net().eval()
+    images = torch.randn(2, 3, 96, 96)
+    with torch.no_grad():
+        expected = net(images)
+    for parameter in net.parameters():
+        parameter.data = parameter.data.bfloat16()
+    for value, map_ in zip(net(images.bfloat16()), expected, strict=True):
+        assert relative_error(value.float(), map_) < 0.03
+    gradients, buffers = train_once(net, images.bfloat16())
     assert all(gradient.isfinite().all() for gradient in gradients.values())
     assert {b.dtype for b in buffers.values() if b.ndim} == {torch.float32}
 
