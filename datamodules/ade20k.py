@@ -4,7 +4,7 @@
 8-bit label pictures, 0 = other (ignored), 1..K = class, in the order of objectInfo150.txt.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.base import BaseDataModule, Split
+from datamodules.base import BaseDataModule
 from datamodules.images import DataError, image_size, read_image, read_mask
 from datamodules.layouts import LAYOUTS
 from datamodules.transforms import Augmentation, eval_transform, train_transform
@@ -159,6 +159,8 @@ class ADE20K(BaseDataModule):
         ratio_range: smallest and largest factor of the training resize.
         max_category_ratio: a crop is drawn again (up to 10 times) while one class has a larger
             share of its labelled pixels.
+        eval_ratios: evaluation images come resized by each of these factors of ``scale`` as
+            well, for model.inference to combine; None: at ``scale`` alone.
         global_batch_size: see BaseDataModule, as all below.
     """
 
@@ -173,9 +175,11 @@ class ADE20K(BaseDataModule):
         scale: tuple[int, int] = (2048, 512),
         ratio_range: tuple[float, float] = (0.5, 2.0),
         max_category_ratio: float = 0.75,
+        eval_ratios: list[float] | None = None,
         global_batch_size: int = 16,
         per_device_batch_size: int | None = None,
         eval_batch_size: int = 1,
+        test_split: str = "validation",
         num_workers: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -184,11 +188,12 @@ class ADE20K(BaseDataModule):
             global_batch_size=global_batch_size,
             per_device_batch_size=per_device_batch_size,
             eval_batch_size=eval_batch_size,
+            test_split=test_split,
             num_workers=num_workers,
             seed=seed,
         )
         self.crop_size, self.scale, self.ratio_range = crop_size, scale, ratio_range
-        self.max_category_ratio = max_category_ratio
+        self.max_category_ratio, self.eval_ratios = max_category_ratio, eval_ratios
         self._class_names = self._find_class_names(classes)
 
     @property
@@ -214,14 +219,27 @@ class ADE20K(BaseDataModule):
             )
         return names
 
-    def dataset(self, split: Split) -> SegmentationFolder:
-        """The pairs of a split, with the training or the evaluation transform."""
-        pairs = find_pairs(self.root / "images" / split, self.root / "annotations" / split)
-        if split == "validation":
-            transform, seed = eval_transform(scale=self.scale), None
-        else:
-            transform, seed = self._train_transform(), self.seed
+    def dataset(self, split: str, *, training: bool) -> SegmentationFolder:
+        """The pairs of a split, with the training or the evaluation transform.
+
+        Raises:
+            DataError: the split has no folder of images or none of masks, or see `find_pairs`.
+        """
+        images, masks = self.root / "images" / split, self.root / "annotations" / split
+        for folder in (images, masks):
+            if not folder.is_dir():
+                there = ", ".join(sorted(p.name for p in folder.parent.iterdir() if p.is_dir()))
+                raise DataError(
+                    f"no folder {folder} for the split {split!r} (data.test_split); "
+                    f"{folder.parent} has: {there}"
+                )
+        pairs = find_pairs(images, masks)
+        transform = self._train_transform() if training else self._eval_transform()
+        seed = self.seed if training else None
         return SegmentationFolder(pairs, transform, num_classes=len(self.class_names), seed=seed)
+
+    def _eval_transform(self) -> Augmentation:
+        return eval_transform(scale=self.scale, ratios=self.eval_ratios)
 
     def _train_transform(self) -> Augmentation:
         return train_transform(
@@ -233,7 +251,7 @@ class ADE20K(BaseDataModule):
 
     def predict_dataset(self, paths: Sequence[Path]) -> "ImageFiles":
         """Image files with the evaluation transform."""
-        return ImageFiles(paths, eval_transform(scale=self.scale))
+        return ImageFiles(paths, self._eval_transform())
 
     def eval_groups(self, dataset: Dataset[Any]) -> list[list[int]]:
         """Images of like shape share a batch, so that little is padded."""
@@ -249,18 +267,28 @@ class ADE20K(BaseDataModule):
         """Join samples; images are padded right and below to the largest of the batch.
 
         Training masks are one tensor (B, H, W); evaluation masks, which keep their original
-        sizes, a list; image files have none.
+        sizes, a list; image files have none. With ``eval_ratios``, evaluation batches have
+        ``scaled``: images and sizes for each ratio.
         """
-        batch = {
-            "images": pad_images([sample["image"] for sample in samples]),
-            "sizes": torch.tensor([sample["size"] for sample in samples]),
+        batch: dict[str, Any] = {
+            **_images_and_sizes(samples),
             "original_sizes": torch.tensor([sample["original_size"] for sample in samples]),
             "ids": [sample["id"] for sample in samples],
         }
         if "mask" in samples[0]:
             masks = [torch.from_numpy(sample["mask"]) for sample in samples]
             batch["masks"] = torch.stack(masks) if training else masks
+        if "scaled" in samples[0]:
+            by_ratio = zip(*(sample["scaled"] for sample in samples), strict=True)
+            batch["scaled"] = [_images_and_sizes(versions) for versions in by_ratio]
         return batch
+
+
+def _images_and_sizes(samples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    return {
+        "images": pad_images([sample["image"] for sample in samples]),
+        "sizes": torch.tensor([sample["size"] for sample in samples]),
+    }
 
 
 def pad_images(images: Sequence[np.ndarray]) -> Tensor:

@@ -5,7 +5,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -22,9 +22,7 @@ from gmf_platform.distributed.order import (
 )
 from gmf_platform.errors import UserError
 
-__all__ = ["BaseDataModule", "Split", "available_cpus"]
-
-Split = Literal["training", "validation"]
+__all__ = ["BaseDataModule", "available_cpus"]
 
 
 def available_cpus() -> int:
@@ -35,8 +33,8 @@ def available_cpus() -> int:
 class BaseDataModule(LightningDataModule):
     """Base of all datamodules.
 
-    A subclass gives ``class_names``, ``dataset(split)`` and ``collate``; everything about
-    batches, processes and resuming is here.
+    A subclass gives ``class_names``, ``dataset`` and ``collate``; everything about batches,
+    processes and resuming is here.
 
     Args:
         root: the data set's folder.
@@ -45,6 +43,8 @@ class BaseDataModule(LightningDataModule):
             Fewer than its share are made up by gradient accumulation.
         eval_batch_size: images per batch in validation and test. Padding to a batch mate's size
             changes features a little, so 1 gives the reference number.
+        test_split: what ``test`` scores: ``validation``, ``training``, or another folder of the
+            set that has targets.
         num_workers: loading processes per device; None: one per CPU, at most 8.
         seed: of order and augmentation.
     """
@@ -58,6 +58,7 @@ class BaseDataModule(LightningDataModule):
         global_batch_size: int,
         per_device_batch_size: int | None = None,
         eval_batch_size: int = 1,
+        test_split: str = "validation",
         num_workers: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -65,10 +66,10 @@ class BaseDataModule(LightningDataModule):
         self.root = Path(root)
         self.global_batch_size = global_batch_size
         self.per_device_batch_size = per_device_batch_size
-        self.eval_batch_size = eval_batch_size
+        self.eval_batch_size, self.test_split = eval_batch_size, test_split
         self.num_workers = min(8, available_cpus()) if num_workers is None else num_workers
         self.seed = seed
-        self._datasets: dict[Split, Dataset[Any]] = {}
+        self._datasets: dict[tuple[str, bool], Dataset[Any]] = {}
 
     @property
     @abstractmethod
@@ -76,8 +77,8 @@ class BaseDataModule(LightningDataModule):
         """Names of the classes, in the order of the labels."""
 
     @abstractmethod
-    def dataset(self, split: Split) -> Dataset[Any]:
-        """Build the data set of a split, indexed by SampleKey."""
+    def dataset(self, split: str, *, training: bool) -> Dataset[Any]:
+        """Build the data set of a split, indexed by SampleKey; augmented for training or not."""
 
     @abstractmethod
     def predict_dataset(self, paths: Sequence[Path]) -> Dataset[Any]:
@@ -87,11 +88,17 @@ class BaseDataModule(LightningDataModule):
     def collate(self, samples: list[Any], *, training: bool) -> dict[str, Any]:
         """Join samples to a batch (the contract is in docs/architecture.md)."""
 
-    def split(self, split: Split) -> Dataset[Any]:
-        """The data set of a split, built once."""
-        if split not in self._datasets:
-            self._datasets[split] = self.dataset(split)
-        return self._datasets[split]
+    def split(self, split: str, *, training: bool | None = None) -> Dataset[Any]:
+        """The data set of a split, built once.
+
+        Args:
+            split: name of the split.
+            training: augmented; None: the training split is, others are not.
+        """
+        training = split == "training" if training is None else training
+        if (split, training) not in self._datasets:
+            self._datasets[split, training] = self.dataset(split, training=training)
+        return self._datasets[split, training]
 
     def setup(self, stage: str) -> None:
         """Build the data sets that a stage needs, so that wrong data is said at once."""
@@ -99,13 +106,9 @@ class BaseDataModule(LightningDataModule):
             return
         if self.layout is not None:
             check_root(self.root, self.layout)
-        splits: tuple[Split, ...] = {
-            "fit": ("training", "validation"),
-            "validate": ("validation",),
-            "test": ("validation",),
-        }[stage]  # type: ignore[assignment]
-        for split in splits:
-            self.split(split)
+        if stage == "fit":
+            self.split("training", training=True)
+        self.split(self.test_split if stage == "test" else "validation", training=False)
 
     def plan(self, world_size: int) -> BatchPlan:
         """Per-device batch and accumulation for a number of processes."""
@@ -128,9 +131,9 @@ class BaseDataModule(LightningDataModule):
         batches = TrainBatches(order, self.plan(world_size), rank=rank, steps=steps)
         return TrainLoader(dataset, batches, **self._loading(training=True))
 
-    def eval_loader(self, split: Split, *, rank: int = 0, world_size: int = 1) -> Loader:
+    def eval_loader(self, split: str, *, rank: int = 0, world_size: int = 1) -> Loader:
         """The batches of one rank for one pass over a split, nothing repeated or left out."""
-        dataset = self.split(split)
+        dataset = self.split(split, training=False)
         batches = EvalBatches(self.eval_groups(dataset), rank=rank, world_size=world_size)
         return Loader(dataset, batches, **self._loading(training=False))
 
@@ -163,9 +166,9 @@ class BaseDataModule(LightningDataModule):
 
     def test_dataloader(self) -> Loader:
         """Lightning's hook."""
-        return self._own_eval_loader("validation")
+        return self._own_eval_loader(self.test_split)
 
-    def _own_eval_loader(self, split: Split) -> Loader:
+    def _own_eval_loader(self, split: str) -> Loader:
         trainer = self.trainer
         assert trainer is not None
         return self.eval_loader(split, rank=trainer.global_rank, world_size=trainer.world_size)

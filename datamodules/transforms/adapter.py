@@ -24,6 +24,8 @@ class Augmented(TypedDict):
     """(H, W), contiguous; absent if none was given."""
     size: tuple[int, int]
     """(height, width) without padding: what lies right of and below it is padding."""
+    scaled: NotRequired[list["Augmented"]]
+    """The same image at other scales, where the evaluation asks for them."""
 
 
 class Augmentation:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from albumentations.core.type_definitions import Targets
 
-from datamodules.transforms.adapter import Augmentation
+from datamodules.transforms.adapter import Augmentation, Augmented
 from datamodules.transforms.photometric import PhotoMetricDistortion
 from gmf_platform.errors import UserError
 
@@ -243,20 +243,38 @@ def train_transform(
     )
 
 
-def eval_transform(scale: tuple[int, int] = (2048, 512)) -> Augmentation:
+class _Scaled(Augmentation):
+    """Resizes an image to ``scale``, and to each of its multiples for ``scaled``."""
+
+    def __init__(self, scale: tuple[int, int], ratios: Sequence[float]) -> None:
+        super().__init__([Resize(scale)])
+        # Truncated, as mmsegmentation's MultiScaleFlipAug does it.
+        scales = ((int(scale[0] * ratio), int(scale[1] * ratio)) for ratio in ratios)
+        self.versions = [Augmentation([Resize(one)]) for one in scales]
+
+    def __call__(self, *, image: npt.NDArray[np.uint8], **keys: Any) -> Augmented:
+        result = super().__call__(image=image, **keys)
+        result["scaled"] = [version(image=image, **keys) for version in self.versions]
+        return result
+
+
+def eval_transform(
+    scale: tuple[int, int] = (2048, 512), ratios: Sequence[float] | None = None
+) -> Augmentation:
     """Build the evaluation transform: the image is resized, the mask must stay as it is on disk.
 
     Args:
-        scale: See :class:`Resize`. Test-time augmentation takes the recipe's scale times 0.5 to
-            1.75.
+        scale: See :class:`Resize`.
+        ratios: For test-time augmentation: the result has ``scaled``, the image resized to each
+            ratio times the scale.
 
     Returns:
         A transform to call with the image alone.
 
     Raises:
-        UserError: The scale is not positive.
+        UserError: The scale, or a ratio of it, is not positive.
     """
-    return Augmentation([Resize(scale)])
+    return Augmentation([Resize(scale)]) if ratios is None else _Scaled(scale, ratios)
 
 
 def _fitted(shape: tuple[int, int], scale: tuple[int, int]) -> tuple[int, int]:

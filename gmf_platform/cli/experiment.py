@@ -54,7 +54,7 @@ class _Parser(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--init_from", type=str | None, default=None)
         for key, callback in CALLBACKS.items():
-            parser.add_lightning_class_args(callback, key)  # type: ignore[arg-type]
+            parser.add_lightning_class_args(callback, key)
         for part in ("model", "data"):
             parser.link_arguments("seed_everything", f"{part}.init_args.seed")
         parser.link_arguments(

@@ -22,6 +22,8 @@ def run(verb: str, argv: Sequence[str]) -> int:
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="to write to")
     arguments = parse_arguments(parser, argv)
+    if arguments.options.output.is_file():
+        raise UserError(f"--output {arguments.options.output}: is a file; name a folder")
     images = find_images(arguments.options.images)
     checkpoint = check_weights(arguments, Sources(arguments))
 

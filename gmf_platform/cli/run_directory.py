@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -95,7 +96,9 @@ class RunDirectory:
 
     def set_aside(self) -> Path:
         """Move the folder out of the way, keeping all that is in it."""
-        aside = self.path.with_name(f"{self.path.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+        stamp = f"{self.path.name}.{time.strftime('%Y%m%d-%H%M%S')}"
+        names = (stamp if number == 0 else f"{stamp}-{number}" for number in count())
+        aside = next(path for path in map(self.path.with_name, names) if not path.exists())
         self.path.rename(aside)
         return aside
 
@@ -115,8 +118,12 @@ class RunDirectory:
     def record(self, score: Mapping[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(score) + "\n")
+        with self.metrics.open("a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read() != b"\n":  # a crash left half a line
+                    file.write(b"\n")
+            file.write(json.dumps(score).encode() + b"\n")
 
     def best_or_last(self) -> Path:
         """The checkpoint that ``--run`` stands for.

@@ -1,7 +1,7 @@
 """How a segmentation network is applied to an image: whole, in windows, at several scales."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -164,31 +164,21 @@ class TestTimeAugmentation(Inference):
 
     def labels(self, model: Segmenter, batch: Mapping[str, Any]) -> list[Tensor]:
         """Predict; see the base class."""
-        views: list[list[View]] = [[] for _ in batch["images"]]
-        for version in batch.get("scaled", [batch]):
-            images, sizes = version["images"], version["sizes"]
-            self._look(model, images, sizes, views, flipped=False)
-            if self.flip:
-                self._look(model, flipped_inside(images, sizes), sizes, views, flipped=True)
-        originals = _pairs(batch["original_sizes"])
+        by_image = zip(*self._versions(model, batch), strict=True)
+        sizes = _pairs(batch["original_sizes"])
         return [
-            labels_by_mean_probability(own, size)
-            for own, size in zip(views, originals, strict=True)
+            labels_by_mean_probability(views, size)
+            for views, size in zip(by_image, sizes, strict=True)
         ]
 
-    def _look(
-        self,
-        model: Segmenter,
-        images: Tensor,
-        sizes: Tensor,
-        views: Sequence[list[View]],
-        *,
-        flipped: bool,
-    ) -> None:
-        """Add a view of each image."""
-        new = self.inference.views(model, images, sizes)
-        for own, view in zip(views, new, strict=True):
-            own.append(view._replace(flipped=flipped))
+    def _versions(self, model: Segmenter, batch: Mapping[str, Any]) -> Iterator[list[View]]:
+        """A view of each image, for one version after the other."""
+        for version in batch.get("scaled", [batch]):
+            images, sizes = version["images"], version["sizes"]
+            yield self.inference.views(model, images, sizes)
+            if self.flip:
+                mirrored = self.inference.views(model, flipped_inside(images, sizes), sizes)
+                yield [view._replace(flipped=True) for view in mirrored]
 
 
 def flipped_inside(images: Tensor, sizes: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """From a head's logits to labels on the original image."""
 
 from collections.abc import Iterable, Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -80,14 +81,15 @@ def labels_by_mean_probability(views: Sequence[View], original_size: Size) -> Te
         for view, parts in zip(views, split, strict=True)
     ]
 
-    def summed_probabilities(parts: Sequence[Tensor]) -> Tensor:
-        """Of one portion of the classes, over the versions; the order of sums is that of means."""
-        total = torch.zeros((), device=parts[0].device)
-        for view, part, denominator in zip(views, parts, denominators, strict=True):
-            total = total + (_resized(view, part, original_size) - denominator).exp_()
-        return total
+    def summed(parts: Sequence[Tensor]) -> Tensor:
+        """Probabilities of a portion of the classes, over the versions; as good as their mean."""
+        terms = (
+            (_resized(view, part, original_size) - denominator).exp_()
+            for view, part, denominator in zip(views, parts, denominators, strict=True)
+        )
+        return reduce(torch.add, terms)
 
-    return _best(summed_probabilities(parts) for parts in zip(*split, strict=True))
+    return _best(summed(parts) for parts in zip(*split, strict=True))
 
 
 def _portion(views: Sequence[View], original_size: Size) -> int:

@@ -8,11 +8,17 @@ from torch import nn
 __all__ = ["parameter_groups"]
 
 
-def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, *, decay_norms_and_biases: bool = False
+) -> list[dict[str, Any]]:
     """Split trainable parameters: weights are decayed; norms and biases are not.
 
     One-dimensional parameters and biases are exempt, as in GroupMixFormer's ImageNet code and
     in Swin's. Each group has a ``name`` for the logs.
+
+    Args:
+        model: whose parameters to split.
+        decay_norms_and_biases: exempt none, as PVT's recipes; there is one group then.
     """
     groups: Mapping[bool, dict[str, Any]] = {
         True: {"name": "decay", "params": []},
@@ -20,6 +26,6 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     }
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decayed = parameter.ndim > 1 and not name.endswith(".bias")
-            groups[decayed]["params"].append(parameter)
+            is_weight = parameter.ndim > 1 and not name.endswith(".bias")
+            groups[is_weight or decay_norms_and_biases]["params"].append(parameter)
     return [group for group in groups.values() if group["params"]]

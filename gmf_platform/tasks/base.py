@@ -33,6 +33,7 @@ class BaseTask(LightningModule):
         schedule: of the learning rate over the run's optimiser steps.
         lr_for_batch_size: the global batch that the optimiser's learning rate is meant for;
             it is scaled by ``data.global_batch_size`` over this. None: not scaled.
+        decay_norms_and_biases: weight decay is for these parameters too.
         norm: batch norms of the backbone: synchronised over processes, per process, or frozen.
         compile: run the model through torch.compile.
         seed: of everything random on the device, with the step and the process.
@@ -47,6 +48,7 @@ class BaseTask(LightningModule):
         optimizer: OptimizerCallable,
         schedule: Schedule,
         lr_for_batch_size: int | None = None,
+        decay_norms_and_biases: bool = False,
         norm: NormMode = "sync",
         compile: bool = False,
         seed: int = 0,
@@ -55,6 +57,7 @@ class BaseTask(LightningModule):
         self.class_names = list(class_names)
         self.optimizer, self.schedule = optimizer, schedule
         self.lr_for_batch_size = lr_for_batch_size
+        self.decay_norms_and_biases = decay_norms_and_biases
         self.norm, self.compiled, self.seed = norm, compile, seed
 
     def prepared(self, model: ModelT) -> ModelT:
@@ -70,7 +73,8 @@ class BaseTask(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimiser over decayed and not decayed parameters, schedule by optimiser step."""
-        optimizer = self.optimizer(parameter_groups(self.model))
+        groups = parameter_groups(self.model, decay_norms_and_biases=self.decay_norms_and_biases)
+        optimizer = self.optimizer(groups)
         factor = self.lr_factor()
         for group in optimizer.param_groups:
             group["lr"] *= factor

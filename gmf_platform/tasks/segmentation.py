@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
-from gmf_platform.evaluation import MeanIoU, SegmentationScores, labels_at_original_size
+from gmf_platform.evaluation import Inference, MeanIoU, SegmentationScores, WholeImage
 from gmf_platform.models.losses import CrossEntropy
 from gmf_platform.models.segmenter import Segmenter
 from gmf_platform.optim import Polynomial, Schedule
@@ -26,6 +26,7 @@ class SegmentationTask(BaseTask):
         auxiliary_head: likewise; None for none.
         auxiliary_weight: of the auxiliary head's loss.
         loss: (logits, labels) -> scalar, for both heads; None: cross-entropy.
+        inference: how images are predicted in validation, test and predict; None: whole.
         optimizer: see BaseTask, as all below.
     """
 
@@ -40,9 +41,11 @@ class SegmentationTask(BaseTask):
         auxiliary_head: HeadFactory | None = None,
         auxiliary_weight: float = 0.4,
         loss: nn.Module | None = None,
+        inference: Inference | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         schedule: Schedule | None = None,
         lr_for_batch_size: int | None = None,
+        decay_norms_and_biases: bool = False,
         norm: NormMode = "sync",
         compile: bool = False,
         seed: int = 0,
@@ -52,6 +55,7 @@ class SegmentationTask(BaseTask):
             optimizer=optimizer,
             schedule=schedule or Polynomial(),
             lr_for_batch_size=lr_for_batch_size,
+            decay_norms_and_biases=decay_norms_and_biases,
             norm=norm,
             compile=compile,
             seed=seed,
@@ -59,6 +63,7 @@ class SegmentationTask(BaseTask):
         self.build_model(backbone, decode_head, auxiliary_head)
         self.build_losses(loss, auxiliary_weight)
         self.build_metrics()
+        self.inference = inference or WholeImage()
 
     def build_model(
         self, backbone: nn.Module, decode_head: HeadFactory, auxiliary_head: HeadFactory | None
@@ -122,15 +127,4 @@ class SegmentationTask(BaseTask):
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[Tensor]:
         """Labels of each image at its original size, uint8 (height, width)."""
-        images = batch["images"]
-        logits = self.model(images, batch["sizes"]).logits
-        sizes = zip(batch["sizes"].tolist(), batch["original_sizes"].tolist(), strict=True)
-        return [
-            labels_at_original_size(
-                logits[i],
-                padded_size=(images.shape[2], images.shape[3]),
-                size=tuple(size),
-                original_size=tuple(original_size),
-            )
-            for i, (size, original_size) in enumerate(sizes)
-        ]
+        return self.inference.labels(self.model, batch)

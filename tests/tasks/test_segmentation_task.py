@@ -258,7 +258,8 @@ def test_scores_equal_plain_counting(make_data):
     assert scores["val/miou"] == pytest.approx(plain_miou(task.model.eval(), data), rel=1e-6)
     assert set(scores) == {"val/miou", "val/macc", "val/aacc"}
     assert "class 8" in task.score_table()
-    # A second pass begins anew, and test is validation by another name.
+    assert not task.mean_iou.confusion.any()  # the next pass begins anew
+    # Test is validation by another name.
     (tested,) = trainer.test(task, datamodule=data, verbose=False)
     assert list(tested.values()) == list(scores.values())
     assert set(tested) == {"test/miou", "test/macc", "test/aacc"}

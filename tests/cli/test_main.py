@@ -1,0 +1,136 @@
+import json
+import re
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from gmf_platform import __version__
+from gmf_platform.cli import main as front
+
+OPTIONS = {
+    "fit": ["--ckpt_path", "--config", "--dry-run", "--fresh", "--help", "--name", "--runs"],
+    "validate": ["--allow-random", "--ckpt_path", "--config", "--help", "--run"],
+    "test": ["--allow-random", "--ckpt_path", "--config", "--help", "--run"],
+    "predict": [
+        "--allow-random",
+        "--ckpt_path",
+        "--config",
+        "--help",
+        "--images",
+        "--output",
+        "--run",
+    ],
+    "info": ["--config", "--help", "--run", "--size"],
+    "sample-data": ["--help", "--seed", "--size", "--train", "--val"],
+}
+"""The verbs and their own options: scripts of users depend on them."""
+
+
+def test_help_answers_at_once_and_without_torch():
+    code = (
+        "import sys; from gmf_platform.cli.main import main; main(['--help']);"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'lightning', 'cv2', 'numpy')))"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    assert all(verb in done.stdout for verb in OPTIONS)
+    # Time on the processor, not on the wall: other tests run beside.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.8
+
+
+def test_the_module_runs_as_a_program():
+    done = subprocess.run(
+        [sys.executable, "-m", "gmf_platform", "--version"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, f"{__version__}\n")
+
+
+def test_verbs():
+    assert list(front.VERBS) == list(OPTIONS)
+
+
+@pytest.mark.parametrize("verb", OPTIONS)
+def test_own_options_of_a_verb(gmf, verb):
+    result = gmf(verb, "--help")
+    assert result.code == 0
+    assert (
+        sorted(set(re.findall(r"^  (?:-h, )?(--[\w-]+)", result.out, re.MULTILINE)))
+        == OPTIONS[verb]
+    )
+
+
+@pytest.mark.parametrize("words", [(), ("--help",), ("-h",)])
+def test_usage(gmf, words):
+    result = gmf(*words)
+    assert result.code == 0
+    assert result.out.startswith("usage: python -m gmf_platform VERB")
+
+
+def test_unknown_verb_names_the_nearest(gmf):
+    result = gmf("trian")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("error: no verb 'trian'")
+    assert "did you mean" not in result.err
+    result = gmf("validat")
+    assert result.code == 2
+    assert "did you mean validate?" in result.err
+
+
+def test_unknown_option_of_a_verb_without_config(gmf):
+    result = gmf("sample-data", "ade20k", "there", "--trian", "3")
+    assert result.code == 2
+    assert "--trian" in result.err
+    assert "sample-data --help" in result.err
+
+
+def test_sample_data(gmf, tmp_path):
+    result = gmf("sample-data", "ade20k", "there", "--train", 2, "--val", 1, "--size", 64)
+    assert result.code == 0
+    assert len(list((tmp_path / "there" / "images" / "training").iterdir())) == 2
+
+
+def test_interrupt_is_a_failure(gmf, monkeypatch):
+    def interrupted(verb, arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(front, "_run", interrupted)
+    result = gmf("fit")
+    assert (result.code, result.err) == (1, "interrupted\n")
+
+
+def test_a_defect_keeps_its_traceback(gmf, monkeypatch):
+    def broken(verb, arguments):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(front, "_run", broken)
+    with pytest.raises(ZeroDivisionError):
+        gmf("fit")
+
+
+@pytest.mark.parametrize("inside", ["import datamodules", "import gmf_platform, datamodules"])
+def test_own_folder_called_datamodules_does_not_shadow_ours(tmp_path, inside):
+    """``python -m`` and ``python -c`` put the current folder first on the path."""
+    package = tmp_path / "datamodules"
+    package.mkdir()
+    (package / "__init__.py").write_text("MINE = True\n")
+    code = f"{inside}; import json; print(json.dumps(datamodules.__file__))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    is_theirs = json.loads(done.stdout).startswith(str(tmp_path))
+    assert is_theirs == ("gmf_platform" not in inside)  # alone, a user's own is what they mean
+    verb = subprocess.run(
+        [sys.executable, "-m", "gmf_platform", "sample-data", "ade20k", "there", "--train", "1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert verb.returncode == 0, verb.stderr

@@ -1,0 +1,160 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gmf_platform.cli.predict import find_images
+from gmf_platform.errors import UserError
+
+
+@pytest.fixture
+def photos(tmp_path, sample_ade20k):
+    """Three pictures of different sizes, one in a sub-folder, and a file that is none."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    sources = sorted((sample_ade20k / "images" / "validation").iterdir())
+    with Image.open(sources[0]) as image:
+        image.resize((100, 70)).save(folder / "a.jpg")
+        image.resize((90, 140)).save(folder / "b.PNG")
+        image.save(folder / "more" / "a.png")
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def written(output):
+    return sorted(str(path.relative_to(output)) for path in output.rglob("*") if path.is_file())
+
+
+def test_folder(trained, gmf, photos, tmp_path):
+    result = gmf("predict", "--run", trained.path, "--images", "photos", "--output", "out")
+    assert result.code == 0, result.err
+    assert "3 images: labels and overlays are in out" in result.out
+    assert written(tmp_path / "out") == [
+        "a.png",
+        "a_overlay.jpg",
+        "b.png",
+        "b_overlay.jpg",
+        "classes.json",
+        "more/a.png",
+        "more/a_overlay.jpg",
+    ]
+    for name, size in (("a", (100, 70)), ("b", (90, 140)), ("more/a", (96, 96))):
+        labels = Image.open(tmp_path / "out" / f"{name}.png")
+        assert (labels.size, labels.mode) == (size, "P")
+        assert np.asarray(labels).max() < 8
+        assert Image.open(tmp_path / "out" / f"{name}_overlay.jpg").size == size
+
+
+def test_legend_has_the_colours_of_the_pictures(trained, gmf, photos, tmp_path):
+    gmf("predict", "--run", trained.path, "--images", "photos", "--output", "out")
+    legend = json.loads((tmp_path / "out" / "classes.json").read_text())
+    assert [row["label"] for row in legend] == list(range(8))
+    assert (legend[0]["name"], legend[-1]["name"]) == ("grass", "ring")
+    colours = np.array([row["colour"] for row in legend])
+    labels = Image.open(tmp_path / "out" / "a.png")
+    shown = np.asarray(labels.convert("RGB"))
+    assert np.array_equal(shown, colours[np.asarray(labels)])
+
+
+def test_labels_are_the_models(trained, gmf, photos, tmp_path):
+    """Against the task called by hand, on an image that needs resizing."""
+    from contextlib import chdir
+
+    import torch
+
+    from gmf_platform.cli.arguments import VerbParser, parse_arguments
+    from gmf_platform.cli.experiment import Experiment
+
+    gmf("predict", "--run", trained.path, "--images", "photos/a.jpg", "--output", "out")
+    parser = VerbParser("predict", "Predict.")
+    parser.add_weights()
+    with chdir(tmp_path):
+        experiment = Experiment(parse_arguments(parser, ["--run", str(trained.path)]))
+        experiment.build(tmp_path, quiet=True)
+    experiment.load(trained.best, allow_partial=False)
+    (batch,) = experiment.datamodule.predict_loader([photos / "a.jpg"])
+    assert batch["images"].shape[-2:] != (70, 100)
+    with torch.no_grad():
+        (labels,) = experiment.task.eval().predict_step(batch, 0)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "a.png")), labels.numpy())
+
+
+def test_without_the_data_set(trained, gmf, photos, tmp_path):
+    """The classes come from the checkpoint."""
+    words = ("--images", "photos/a.jpg", "--data.root", "/no/folder")
+    for name, weights in (("run", ("--run", trained.path)), ("seg", ())):
+        begin = weights or (
+            *("--config", trained.path / "config.yaml"),
+            *("--ckpt_path", trained.best),
+        )
+        result = gmf("predict", *begin, *words, "--output", name)
+        assert result.code == 0, result.err
+        legend = json.loads((tmp_path / name / "classes.json").read_text())
+        assert len(legend) == 8
+
+
+def test_unreadable_image_is_named(trained, gmf, photos):
+    for content, said in ((b"no picture", "is not an image"), (b"", "is empty")):
+        (photos / "c.jpg").write_bytes(content)
+        result = gmf("predict", "--run", trained.path, "--images", "photos", "--output", "out")
+        assert result.code == 2
+        assert result.err.startswith(f"error: photos/c.jpg: {said}")
+
+
+def test_wrong_output(trained, gmf, photos):
+    words = ("--images", "photos/a.jpg", "--output", "photos/notes.txt")
+    result = gmf("predict", "--run", trained.path, *words)
+    assert result.code == 2
+    assert result.err == "error: --output photos/notes.txt: is a file; name a folder\n"
+
+
+def test_untrained_weights_are_refused(gmf, base, photos):
+    words = ("--images", "photos/a.jpg", "--output", "out")
+    result = gmf("predict", *base, *words)
+    assert result.code == 2
+    assert "the weights are not trained" in result.err
+    assert gmf("predict", *base, *words, "--allow-random").code == 0
+
+
+def test_find_images(photos, monkeypatch):
+    monkeypatch.chdir(photos.parent)
+
+    def names(*words):
+        return {str(path): str(name) for path, name in find_images(words).items()}
+
+    folder = {"photos/a.jpg": "a", "photos/b.PNG": "b", "photos/more/a.png": "more/a"}
+    assert names("photos") == folder
+    assert names("photos/a.jpg", "photos/b.PNG") == {"photos/a.jpg": "a", "photos/b.PNG": "b"}
+    assert names("photos/*.jpg") == {"photos/a.jpg": "a"}
+    assert names("photos/**/*.png") == {"photos/more/a.png": "a"}
+    assert names(str(photos / "*.jpg")) == {str(photos / "a.jpg"): "a"}
+    assert names("photos", "photos") == folder
+
+
+@pytest.mark.parametrize("word", ["photos/x.jpg", "photos/*.webp", "empty", "photos/**/z.png"])
+def test_words_that_name_nothing(photos, monkeypatch, word):
+    monkeypatch.chdir(photos.parent)
+    (photos.parent / "empty").mkdir()
+    with pytest.raises(UserError, match="no such file, or no images in it"):
+        find_images(["photos/a.jpg", word])
+
+
+def test_names_that_collide(photos, monkeypatch):
+    monkeypatch.chdir(photos.parent)
+    with pytest.raises(UserError) as error:
+        find_images(["photos/a.jpg", "photos/more/a.png"])
+    assert "photos/a.jpg and photos/more/a.png would both be written as a" in str(error.value)
+    shutil.copy(photos / "a.jpg", photos / "a.png")
+    with pytest.raises(UserError, match="would both be written as a"):
+        find_images(["photos"])
+
+
+def test_an_overlay_is_no_image_to_collide_with(photos, monkeypatch):
+    """NAME_overlay.jpg is a name that predict writes itself."""
+    monkeypatch.chdir(photos.parent)
+    shutil.copy(photos / "a.jpg", photos / "a_overlay.jpg")
+    found = find_images(["photos"])
+    targets = [f"{name}{end}" for name in found.values() for end in (".png", "_overlay.jpg")]
+    assert len(targets) == len(set(targets))
