@@ -1,8 +1,14 @@
-"""What all tests share: small real data, a drawn sample, several processes."""
+"""What all tests share: small real data, a drawn sample, the command line, several processes."""
 
+import logging
 import multiprocessing
 import os
 import pickle
+import signal
+import warnings
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -10,6 +16,8 @@ import torch
 import torch.distributed as dist
 
 from datamodules.sample_data import write_sample
+from gmf_platform.cli.main import main
+from gmf_platform.cluster import signals
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it asks the network when imported
 # Threads that wait for each other spin: beside other tests two are ten times slower than one.
@@ -37,6 +45,63 @@ def sample_ade20k(tmp_path_factory):
     root = tmp_path_factory.mktemp("sample") / "ade20k"
     write_sample("ade20k", root, train=12, val=6, size=96, seed=0)
     return root
+
+
+@pytest.fixture(scope="session")
+def call():
+    """Run a command line in this process: ``call("info", "--config", ..., cwd=folder)``."""
+    return _call
+
+
+@pytest.fixture
+def gmf(tmp_path):
+    """The same in the test's own folder: ``gmf("info", "--config", ...)``."""
+    return lambda *words, cwd=tmp_path: _call(*words, cwd=cwd)
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What a command line gave."""
+
+    code: int
+    out: str
+    err: str
+
+
+@contextmanager
+def _undisturbed():
+    """Put back what a verb sets for its whole process."""
+    logger = logging.getLogger("gmf_platform")
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    environment, precision = dict(os.environ), torch.get_float32_matmul_precision()
+    before = logger.handlers[:], logger.level, logger.propagate
+    logger.handlers = []
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        for handler in logger.handlers:
+            handler.close()
+        logger.handlers, logger.level, logger.propagate = before
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signals._received.clear()
+        signals._installed = False
+        os.environ.clear()
+        os.environ.update(environment)
+        torch.set_float32_matmul_precision(precision)
+
+
+def _call(*words, cwd):
+    """Run ``python -m gmf_platform WORDS`` in this process and in a folder."""
+    out, err = StringIO(), StringIO()
+    with _undisturbed(), chdir(cwd), redirect_stdout(out), redirect_stderr(err):
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as leave:  # argparse's --help, and a run that was asked to stop
+            code = leave.code
+    return _Result(int(code or 0), out.getvalue(), err.getvalue())
 
 
 @pytest.fixture

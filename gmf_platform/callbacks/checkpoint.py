@@ -66,12 +66,13 @@ class RunCheckpoint(Checkpoint):
         self.best_score, self.best_step = state_dict["best_score"], state_dict["best_step"]
         self.validated_step = state_dict["validated_step"]
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Be the one that hears signals."""
         keep_handlers()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """On resume: drop what was logged too far, and do a validation that was cut off."""
+        keep_handlers()  # Lightning's come after on_fit_start
         step = trainer.global_step
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):

@@ -1,5 +1,6 @@
 """TensorBoard events in the run's own folder, one clean curve over all restarts."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -30,6 +31,11 @@ class RunLogger(TensorBoardLogger):
         writer = self.experiment.file_writer
         writer.add_event(Event(step=step, file_version="brain.Event:2"))
         writer.add_event(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log without Lightning's ``epoch``: the whole run is one of its epochs."""
+        own = {name: value for name, value in metrics.items() if name != "epoch"}
+        super().log_metrics(own, step)
 
     def save(self) -> None:
         """Flush the events; the config is in config.yaml, not in an hparams.yaml."""

@@ -5,6 +5,8 @@ import math
 import os
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,20 @@ def is_first_process() -> bool:
     return next((rank for rank in ranks if rank is not None), "0") == "0"
 
 
+@contextmanager
+def _own_words() -> Iterator[None]:
+    """Raise a constructor's UserError as it is; the parser wraps it in errors of its own."""
+    try:
+        yield
+    except ValueError as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, UserError):
+                raise cause from None
+            cause = cause.__cause__ or cause.__context__
+        raise
+
+
 class _Parser(LightningCLI):
     """LightningCLI that parses and builds task and data, and leaves the trainer to us."""
 
@@ -68,17 +84,22 @@ class _Parser(LightningCLI):
         """Build callbacks, data and task.
 
         Raises:
-            UserError: as a constructor raised it; the parser wraps it in errors of its own.
+            UserError: as a constructor raised it.
         """
-        try:
+        with _own_words():
             return self.parser.instantiate_classes(self.config)
-        except ValueError as error:
-            cause: BaseException | None = error
-            while cause is not None:
-                if isinstance(cause, UserError):
-                    raise cause from None
-                cause = cause.__cause__ or cause.__context__
-            raise
+
+    def build_data(self) -> BaseDataModule:
+        """Build the data alone.
+
+        Raises:
+            UserError: as its constructor raised it.
+        """
+        parser = LightningArgumentParser()
+        parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
+        with _own_words():
+            data: BaseDataModule = parser.instantiate_classes(Namespace(data=self.config.data)).data
+        return data
 
     def build_trainer(self, built: Namespace, callbacks: list[Any], **settings: Any) -> Trainer:
         """Build the trainer from its keys, our callbacks and the settings that are ours."""
@@ -155,6 +176,10 @@ class Experiment:
             enable_progress_bar=not quiet and Progress.is_bar_wanted(),
         )
 
+    def build_data(self) -> BaseDataModule:
+        """Build the data alone, without model and trainer."""
+        return self.cli.build_data()
+
     def load(self, path: Path, *, allow_partial: bool) -> LoadReport:
         """Read weights of any origin into the model, before any sharding."""
         return load_weights(self.task.model, path, allow_partial=allow_partial)
@@ -182,6 +207,8 @@ class Experiment:
                 "trainer.accumulate_grad_batches follows from data.global_batch_size and "
                 "data.per_device_batch_size: set those"
             )
+        if keys.fast_dev_run:
+            raise UserError("trainer.fast_dev_run: use fit --dry-run, which also leaves nothing")
         plan = self.datamodule.plan(trainer.world_size)
         steps = self._steps()
         trainer.accumulate_grad_batches = plan.accumulate

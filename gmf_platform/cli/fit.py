@@ -122,6 +122,7 @@ def _resume_from(folder: RunDirectory, experiment: Any) -> Path | None:
 
 def _fit(experiment: Any, ckpt_path: Path | None) -> None:
     import torch
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from gmf_platform.cli.output import memory_advice
 
@@ -129,12 +130,16 @@ def _fit(experiment: Any, ckpt_path: Path | None) -> None:
         experiment.trainer.fit(
             experiment.task, experiment.datamodule, ckpt_path=ckpt_path, weights_only=True
         )
+    except SIGTERMException:  # came while Lightning's handler was in place, before training
+        raise SystemExit(ExitCode.REQUEUE) from None
     except torch.OutOfMemoryError as error:
         raise UserError(memory_advice(experiment, str(error))) from None
 
 
 def _summarise(experiment: Any) -> None:
     """Say what is about to be trained, and how."""
+    from gmf_platform.cli.output import norm_advice
+
     plan = experiment.datamodule.plan(experiment.trainer.world_size)
     trainer, task = experiment.trainer, experiment.task
     parameters = sum(p.numel() for p in task.model.parameters())
@@ -156,6 +161,8 @@ def _summarise(experiment: Any) -> None:
     reference = task.lr_for_batch_size
     factor = plan.global_batch_size / reference if reference else 1.0
     log.info("lr scaling   x %.4g (model.lr_for_batch_size: %s)", factor, reference)
+    if advice := norm_advice(task.norm, plan):
+        log.warning("%s", advice)
 
 
 def _finish(experiment: Any, folder: RunDirectory) -> None:

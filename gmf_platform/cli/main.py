@@ -20,6 +20,9 @@ VERBS = {
     "test": "score a checkpoint on the test split",
     "predict": "write predictions for image files",
     "info": "parameters, GFLOPs and feature shapes of a model",
+    "check-data": "open every sample of a data set, and tell what is wrong with it",
+    "new": "look at your data and write a config for it",
+    "convert": "weights of any origin to one safetensors file",
     "sample-data": "draw a small data set in an official layout",
 }
 

@@ -9,8 +9,15 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 
 from gmf_platform.callbacks.progress import Progress
+from gmf_platform.distributed.order import BatchPlan
+from gmf_platform.models.norm import NormMode
 
-__all__ = ["StepTimer", "log_to", "memory_advice"]
+__all__ = ["StepTimer", "log_to", "memory_advice", "norm_advice"]
+
+_LEAST_FOR_NORM = 4
+"""Samples under which the statistics of a batch norm are too noisy: a "micro-batch" in Wang et
+al., Kalman Normalization (NeurIPS 2018). At 2, ResNet-50 errs 10.6 points of top-1 more with batch
+norm than with group norm (Wu and He, Group Normalization, arXiv 1803.08494)."""
 
 
 def log_to(file: Path | None) -> None:
@@ -48,6 +55,28 @@ def memory_advice(experiment: Any, said: str) -> str:
         "  - a smaller model: --model.backbone.variant tiny or mobile",
     ]
     return "\n".join(lines)
+
+
+def norm_advice(norm: NormMode, plan: BatchPlan) -> str:
+    """A warning where batch norms see too few samples at a time; empty where they don't.
+
+    Args:
+        norm: mode of the backbone's batch norms.
+        plan: per-device batch and devices; accumulated parts are normalised each by itself.
+    """
+    seen = plan.per_device * (plan.world_size if norm == "sync" else 1)
+    if norm == "frozen" or seen >= _LEAST_FOR_NORM:
+        return ""
+    advice = (
+        f"batch norms see {seen} samples at a time, and of fewer than {_LEAST_FOR_NORM} their "
+        "statistics are poor, however many are accumulated\n"
+        "  - more at once: --data.per_device_batch_size, with --model.backbone.checkpointing true "
+        "where memory is short\n"
+        "  - or the pretrained statistics, left as they are: --model.norm frozen"
+    )
+    if norm == "train" and plan.per_device * plan.world_size >= _LEAST_FOR_NORM:
+        advice += "\n  - or statistics over all devices: --model.norm sync"
+    return advice
 
 
 class StepTimer(Callback):

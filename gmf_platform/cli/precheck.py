@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from datamodules.layouts import LAYOUTS, check_root
+from datamodules.layouts import FILES, LAYOUTS, check_files, check_root
 from gmf_platform.cli.sources import Sources
 from gmf_platform.errors import UserError
 
@@ -13,12 +13,15 @@ NO_WEIGHTS = "none"
 
 
 def check_data(sources: Sources) -> None:
-    """Check that the data set's folder is there and of its layout.
+    """Check that the data set's files are there.
 
     Raises:
-        UserError: see datamodules.layouts.check_root.
+        UserError: see check_root and check_files of datamodules.layouts.
     """
     root, class_path = sources.value("data.root"), sources.value("data.class_path")
+    if class_path == FILES:
+        names = {e.key.removeprefix("data.") for e in sources.entries if e.key.startswith("data.")}
+        check_files({name: sources.value(f"data.{name}") for name in names})
     layout = LAYOUTS.get(str(class_path))
     if root is not None and layout is not None:
         check_root(Path(str(root)), layout)

@@ -1,6 +1,6 @@
 """predict: write predictions for image files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gmf_platform.cli.arguments import VerbParser, parse_arguments
@@ -25,6 +25,7 @@ def run(verb: str, argv: Sequence[str]) -> int:
     if arguments.options.output.is_file():
         raise UserError(f"--output {arguments.options.output}: is a file; name a folder")
     images = find_images(arguments.options.images)
+    _spare_images(images, arguments.options.output)
     checkpoint = check_weights(arguments, Sources(arguments))
 
     from gmf_platform.cli.experiment import Experiment
@@ -46,6 +47,15 @@ def run(verb: str, argv: Sequence[str]) -> int:
     trainer.predict(experiment.task, loader, return_predictions=False)
     print(f"{len(images)} images: labels and overlays are in {arguments.options.output}")
     return ExitCode.DONE
+
+
+def _spare_images(images: Mapping[Path, Path], output: Path) -> None:
+    for source, name in images.items():
+        if (output / name.with_name(f"{name.name}.png")).resolve() == source.resolve():
+            raise UserError(
+                f"--output {output}: {source} would be overwritten by its own labels; name "
+                "another folder"
+            )
 
 
 def _glob(pattern: str) -> list[Path]:

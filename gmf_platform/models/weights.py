@@ -1,8 +1,9 @@
 """Weights of any origin into a model, and a report of what went where."""
 
+import argparse
 import re
 import zipfile
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,13 @@ from torch import Tensor, nn
 from gmf_platform.errors import UserError
 from gmf_platform.models.backbones.groupmixformer import VARIANTS
 from gmf_platform.models.heads.classification import ClassificationHead
+from gmf_platform.models.weight_names import official_name, unknown_parts
 
 __all__ = ["LoadReport", "SkippedTensor", "find_variant", "load_weights", "read_state_dict"]
+
+_PLAIN = [(OrderedDict, "yacs.config.CfgNode"), argparse.Namespace]
+"""Settings that training checkpoints carry beside their tensors: read as plain dictionaries, so
+that the class itself is neither needed nor called."""
 
 Shape = tuple[int, ...]
 
@@ -103,6 +109,7 @@ def load_weights(model: nn.Module, path: str | Path, *, allow_partial: bool = Fa
         unused=tuple(name for name in found if name not in names),
     )
     if not allow_partial:
+        _refuse_earlier_network(Path(path), report.unused)
         _refuse_partial_backbone(report)
     model.load_state_dict(
         {target: found[name] for name, target in names.items() if fits[name]}, strict=False
@@ -113,9 +120,10 @@ def load_weights(model: nn.Module, path: str | Path, *, allow_partial: bool = Fa
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read the tensors of a file, on the CPU, without running code from it.
 
-    Takes ``.safetensors``, a plain state dict, GroupMixFormer's ``{"model": ...}``, and a
-    checkpoint of ours (``{"state_dict": {"model.<name>": ...}}``). Names lose what wrappers such
-    as ``torch.compile`` and DistributedDataParallel put into them.
+    Takes ``.safetensors``, a plain state dict, GroupMixFormer's ``{"model": ...}`` with whatever
+    settings its training left beside it, and a checkpoint of ours (``{"state_dict":
+    {"model.<name>": ...}}``). Names become the authors' published ones: birder's and earlier files'
+    are translated, and what wrappers such as ``torch.compile`` put into them goes.
 
     Args:
         path: The file.
@@ -132,7 +140,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise UserError(f"Weights {path}: the path {what}. Give the path of a weights file.")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _unpickle(path)
     tensors = {
-        ".".join(part for part in name.split(".") if part not in _WRAPPERS): value
+        official_name(name): value
         for name, value in _state_dict_in(content).items()
         if isinstance(value, Tensor)
     }
@@ -225,6 +233,17 @@ def _match_names(
     }
 
 
+def _refuse_earlier_network(path: Path, found: Iterable[str]) -> None:
+    unknown = unknown_parts(found)
+    if unknown:
+        raise UserError(
+            f"Weights {path}: the file is of an earlier network of the authors', whose local branch "
+            f"has a part that the published one lacks ({unknown[0]} and {len(unknown) - 1} more). "
+            "Its results would not be what it was trained for; allow partial loading if that is "
+            "meant."
+        )
+
+
 def _refuse_partial_backbone(report: LoadReport) -> None:
     unfilled = [*report.missing, *(tensor.name for tensor in report.skipped)]
     gaps = [
@@ -252,9 +271,10 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _unpickle(path: Path) -> Any:
     try:
         mmap = zipfile.is_zipfile(path)  # the format of torch.save since 1.6 can be mapped
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        with torch.serialization.safe_globals(_PLAIN):  # type: ignore[arg-type]  # pairs too
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # a damaged pickle can fail in any way
-        refused = re.search(r"GLOBAL (\S+)", str(error))
+        refused = re.search(r"GLOBAL (\w+\.[\w.]+)", str(error))
         if refused is None:
             # The first sentence: the next ones of torch advise to switch the safety off.
             sentence, *_ = re.split(r"[.]\s", str(error))

@@ -1,73 +1,13 @@
-"""The command line inside this process, a network that trains in a second, and a run of it."""
+"""A network that trains in a second, and a finished run of it."""
 
-import logging
-import os
 import re
-import signal
 import sys
-import warnings
-from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 import yaml
-
-from gmf_platform.cli.main import main
-from gmf_platform.cluster import signals
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a command line gave."""
-
-    code: int
-    out: str
-    err: str
-
-
-@contextmanager
-def undisturbed():
-    """Put back what a verb sets for its whole process."""
-    logger = logging.getLogger("gmf_platform")
-    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    handlers = {number: signal.getsignal(number) for number in numbers}
-    environment, precision = dict(os.environ), torch.get_float32_matmul_precision()
-    before = logger.handlers[:], logger.level, logger.propagate
-    logger.handlers = []
-    try:
-        with warnings.catch_warnings():
-            yield
-    finally:
-        for handler in logger.handlers:
-            handler.close()
-        logger.handlers, logger.level, logger.propagate = before
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        signals._received.clear()
-        signals._installed = False
-        os.environ.clear()
-        os.environ.update(environment)
-        torch.set_float32_matmul_precision(precision)
-
-
-def call(*words, cwd):
-    """Run ``python -m gmf_platform WORDS`` in this process and in a folder."""
-    out, err = StringIO(), StringIO()
-    with undisturbed(), chdir(cwd), redirect_stdout(out), redirect_stderr(err):
-        try:
-            code = main([str(word) for word in words])
-        except SystemExit as leave:  # argparse's --help, and a run that was asked to stop
-            code = leave.code
-    return Result(int(code or 0), out.getvalue(), err.getvalue())
-
-
-@pytest.fixture
-def gmf(tmp_path):
-    """Run a command line in the test's own folder: ``gmf("info", "--config", ...)``."""
-    return lambda *words, cwd=tmp_path: call(*words, cwd=cwd)
 
 
 @pytest.fixture(scope="session")
@@ -118,7 +58,7 @@ class Trained:
     """A finished run."""
 
     path: Path
-    result: Result
+    result: Any
 
     @property
     def cwd(self):
@@ -130,7 +70,7 @@ class Trained:
 
 
 @pytest.fixture(scope="session")
-def trained(base, tmp_path_factory):
+def trained(base, call, tmp_path_factory):
     """A finished run called ``done``; not to be written to."""
     cwd = tmp_path_factory.mktemp("trained")
     result = call("fit", *base, "--name", "done", cwd=cwd)

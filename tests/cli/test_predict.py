@@ -151,10 +151,12 @@ def test_names_that_collide(photos, monkeypatch):
         find_images(["photos"])
 
 
-def test_an_overlay_is_no_image_to_collide_with(photos, monkeypatch):
-    """NAME_overlay.jpg is a name that predict writes itself."""
-    monkeypatch.chdir(photos.parent)
-    shutil.copy(photos / "a.jpg", photos / "a_overlay.jpg")
-    found = find_images(["photos"])
-    targets = [f"{name}{end}" for name in found.values() for end in (".png", "_overlay.jpg")]
-    assert len(targets) == len(set(targets))
+def test_images_are_not_overwritten(trained, gmf, photos):
+    """Labels are written as NAME.png, which in the images' own folder may be an image."""
+    image = photos / "more" / "a.png"
+    before = image.read_bytes()
+    for images, output in (("photos", "photos"), ("photos/more/a.png", "photos/../photos/more")):
+        result = gmf("predict", "--run", trained.path, "--images", images, "--output", output)
+        assert result.code == 2
+        assert "photos/more/a.png would be overwritten by its own labels" in result.err
+        assert image.read_bytes() == before

@@ -1,0 +1,98 @@
+"""Every shipped config is the config of a model that trains."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from datamodules.layouts import LAYOUTS
+from gmf_platform.cli.arguments import shipped_folder
+from gmf_platform.models.backbones.groupmixformer import VARIANTS
+
+CONFIGS = shipped_folder("configs")
+TASKS = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+OVERLAYS = sorted(
+    str(path.relative_to(CONFIGS).with_suffix(""))
+    for path in CONFIGS.glob("*/*.yaml")
+    if path.parent.name != "backbone"
+)
+SMALL = Path(__file__).with_name("overlay.yaml")
+
+# With the 1000-class head, as the authors' code builds them (large: see VARIANTS).
+PUBLISHED = {
+    "mobile": 5_733_120,
+    "tiny": 10_949_152,
+    "small": 22_421_320,
+    "base": 45_827_272,
+    "large": 71_833_648,
+}
+
+
+@pytest.fixture
+def root(request):
+    """The folder of drawn data that a config's data set can read."""
+
+    def find(config):
+        class_path = yaml.safe_load((CONFIGS / f"{config}.yaml").read_text())["data"]["class_path"]
+        return request.getfixturevalue(f"sample_{LAYOUTS[class_path].sample}")
+
+    return find
+
+
+def task_of(overlay):
+    """The config that an overlay's own comment puts it behind."""
+    named = re.search(r"--config (\w+) --config ", (CONFIGS / f"{overlay}.yaml").read_text())
+    return named[1] if named else TASKS[0]
+
+
+def parameters(out, part):
+    return int(re.search(rf"^{part} +([\d,]+)$", out, re.MULTILINE)[1].replace(",", ""))
+
+
+@pytest.mark.parametrize("config", TASKS)
+def test_two_steps(gmf, root, config, tmp_path):
+    words = ("--config", config, "--config", SMALL, "--data.root", root(config), "--name", "a")
+    result = gmf("fit", *words)
+    assert result.code == 0, result.err
+    score = json.loads(result.out.splitlines()[-1])
+    assert score["step"] == 2
+    assert score["checkpoint_hash"]
+
+
+def test_the_small_overlay_leaves_the_model_alone():
+    assert "model" not in yaml.safe_load(SMALL.read_text())
+
+
+@pytest.mark.parametrize("config", TASKS)
+def test_sources_of_constants_are_named(config):
+    """``[swin]`` behind a number stands for what the file's head says of it."""
+    text = (CONFIGS / f"{config}.yaml").read_text()
+    sources = set(re.findall(r"\[(\w+)\]", text.partition("\n\n")[0]))
+    named = set(re.findall(r"# (?:.* )?\[([a-z]\w*)\]", text))
+    assert sources
+    assert named <= sources
+
+
+def test_a_backbone_overlay_for_each_variant():
+    assert {path.stem for path in (CONFIGS / "backbone").glob("*.yaml")} == set(VARIANTS)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_backbone_overlay(gmf, variant):
+    with torch.device("meta"):  # weights without memory or time
+        result = gmf("info", "--config", TASKS[0], "--config", f"backbone/{variant}")
+    assert result.code == 0, result.err
+    channels = VARIANTS[variant].embedding_dims[-1]
+    head = 2 * channels + 1000 * (channels + 1)  # a norm and a linear layer
+    assert parameters(result.out, "backbone") == PUBLISHED[variant] - head
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_other_overlay(gmf, overlay):
+    with torch.device("meta"):
+        result = gmf("info", "--config", task_of(overlay), "--config", overlay)
+    assert result.code == 0, result.err
+    assert parameters(result.out, "all") > 0
