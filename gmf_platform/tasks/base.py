@@ -1,6 +1,6 @@
 """What all tasks share: optimiser, schedule, compile, memory format, exact randomness."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -59,6 +59,7 @@ class BaseTask(LightningModule):
         self.lr_for_batch_size = lr_for_batch_size
         self.decay_norms_and_biases = decay_norms_and_biases
         self.norm, self.compiled, self.seed = norm, compile, seed
+        self._step_losses: dict[str, Tensor | float] = {}
 
     def prepared(self, model: ModelT) -> ModelT:
         """Give a model its memory format, norm mode and, if asked for, its compiler.
@@ -100,11 +101,19 @@ class BaseTask(LightningModule):
         number = self.trainer.fit_loop.total_batch_idx
         torch.manual_seed((self.seed * 1_000_003 + number) * 1_009 + self.global_rank)
 
-    def total_loss(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """Sum the losses, and log each by name under ``train/``."""
+    def total_loss(self, losses: dict[str, Tensor]) -> Tensor:
+        """Sum the losses, and log each by name under ``train/``.
+
+        What is logged is the mean over the micro-batches of an optimiser step.
+        """
         total = torch.stack(list(losses.values())).sum()
-        named = {f"train/{name}": loss.detach() for name, loss in losses.items()}
-        self.log_dict(named | {"train/loss": total.detach()}, batch_size=1)
+        parts = self.trainer.accumulate_grad_batches
+        if self.trainer.fit_loop.total_batch_idx % parts == 0:
+            self._step_losses = {}
+        for name, loss in (losses | {"loss": total}).items():
+            before = self._step_losses.get(f"train/{name}", 0.0)
+            self._step_losses[f"train/{name}"] = before + loss.detach() / parts
+        self.log_dict(self._step_losses, batch_size=1)
         return total
 
     def score_table(self) -> str:

@@ -58,7 +58,7 @@ class Watch(Callback):
     """Keeps the loss and learning rate of each batch, and the gradients of the last."""
 
     def __init__(self):
-        self.losses, self.rates, self.gradients = [], [], {}
+        self.losses, self.rates, self.gradients, self.logged = [], [], {}, []
 
     def on_train_batch_start(self, trainer, *_):
         self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
@@ -72,6 +72,7 @@ class Watch(Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, *_):
         # Lightning hands out the share of an accumulated step.
         self.losses.append(float(outputs["loss"]) * trainer.accumulate_grad_batches)
+        self.logged.append(float(trainer.callback_metrics["train/loss"]))
 
 
 def make_trainer(steps, **settings):
@@ -155,6 +156,8 @@ def test_accumulation_equals_the_whole_batch(make_data):
     assert len(parts.losses) == 10
     steps = np.reshape(parts.losses, (5, 2)).mean(1)
     assert steps.tolist() == pytest.approx(whole.losses, rel=1e-5)
+    # What is logged at a step's last micro-batch is the mean over the step.
+    assert parts.logged[1::2] == pytest.approx(whole.logged, rel=1e-5)
     assert whole.losses[-1] != pytest.approx(whole.losses[0], rel=1e-2)
     # The schedule counts optimiser steps: both micro-batches of a step have its rate.
     assert parts.rates[::2] == parts.rates[1::2] == whole.rates
