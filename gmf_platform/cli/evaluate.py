@@ -42,6 +42,8 @@ def run(verb: str, argv: Sequence[str]) -> int:
     line = {
         "verb": verb,
         "step": _step(path),
+        "split": experiment.datamodule.test_split if verb == "test" else "validation",
+        **task.evaluation_settings(),
         **scores,
         "checkpoint": str(path) if path else None,
         "checkpoint_hash": file_hash(path) if path and path.is_file() else None,

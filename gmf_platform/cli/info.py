@@ -29,6 +29,8 @@ def run(verb: str, argv: Sequence[str]) -> int:
 
     experiment = Experiment(arguments)
     experiment.build(Path(), quiet=True)
+    if any(key == "init_from" for key, _ in arguments.overrides) and experiment.init_from:
+        print(f"{experiment.load(experiment.init_from, allow_partial=True)}\n")
     model = deepcopy(experiment.task.model).eval().to("meta")  # shapes without memory or time
     images = torch.zeros(1, 3, size[0], size[-1], dtype=torch.uint8, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -116,6 +116,10 @@ class BaseTask(LightningModule):
         self.log_dict(self._step_losses, batch_size=1)
         return total
 
+    def evaluation_settings(self) -> dict[str, Any]:
+        """What a score depends on beside the weights, for its line in metrics.jsonl."""
+        return {}
+
     def score_table(self) -> str:
         """Scores by class of the last evaluation, for people to read."""
         return ""

@@ -121,6 +121,10 @@ class SegmentationTask(BaseTask):
         named = {"miou": scores.miou, "macc": scores.macc, "aacc": scores.aacc}
         self.log_dict({f"{split}/{name}": value for name, value in named.items()})
 
+    def evaluation_settings(self) -> dict[str, Any]:
+        """How the network is applied to an image."""
+        return {"inference": type(self.inference).__name__}
+
     def score_table(self) -> str:
         """IoU and accuracy of each class in the last evaluation."""
         return "" if self.scores is None else self.scores.table(self.class_names)
