@@ -30,7 +30,7 @@ def timed(function: Callable[..., Any], name: str, seconds: Counter[str]) -> Cal
 def main() -> None:
     seconds: Counter[str] = Counter()
     experiment = Experiment(parse_arguments(VerbParser("validate", ""), sys.argv[1:]))
-    experiment.build(Path("."), quiet=True)
+    experiment.build(Path(), quiet=True)
     model = experiment.task.model
     model.forward = timed(model.forward, "forward", seconds)
     resize = "labels_at_original_size"

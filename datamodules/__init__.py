@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datamodules.ade20k import ADE20K
     from datamodules.base import BaseDataModule
+    from datamodules.segmentation_files import SegmentationFiles
 
-__all__ = ["ADE20K", "BaseDataModule"]
+__all__ = ["ADE20K", "BaseDataModule", "SegmentationFiles"]
 
-_HOME = {"ADE20K": "datamodules.ade20k", "BaseDataModule": "datamodules.base"}
+_HOME = {
+    "ADE20K": "datamodules.ade20k",
+    "BaseDataModule": "datamodules.base",
+    "SegmentationFiles": "datamodules.segmentation_files",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import Dataset
 
+from datamodules.checking import Inspectable
 from datamodules.layouts import Layout, check_root
 from datamodules.loader import Loader, TrainLoader
 from gmf_platform.distributed.order import (
@@ -87,6 +88,16 @@ class BaseDataModule(LightningDataModule):
     @abstractmethod
     def collate(self, samples: list[Any], *, training: bool) -> dict[str, Any]:
         """Join samples to a batch (the contract is in docs/architecture.md)."""
+
+    def inspectable(self, split: str) -> Inspectable:
+        """The samples of a split as `check-data` sees them.
+
+        Raises:
+            UserError: this kind of data set does not give them.
+        """
+        raise UserError(
+            f"data.class_path: {type(self).__name__} cannot be checked sample by sample"
+        )
 
     def split(self, split: str, *, training: bool | None = None) -> Dataset[Any]:
         """The data set of a split, built once.

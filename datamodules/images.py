@@ -1,6 +1,7 @@
 """Reading of image and mask files, with errors that name the file and what is wrong with it."""
 
 import io
+from enum import StrEnum
 from pathlib import Path
 from typing import TypeAlias
 
@@ -11,20 +12,52 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from gmf_platform.errors import UserError
 
-__all__ = ["DataError", "Image8", "LabelMap", "image_size", "read_image", "read_mask"]
+__all__ = [
+    "ColourMap",
+    "DataError",
+    "Flaw",
+    "Image8",
+    "LabelMap",
+    "image_size",
+    "read_colours",
+    "read_image",
+    "read_mask",
+]
 
 Image8: TypeAlias = npt.NDArray[np.uint8]
 """An image (H, W, 3), RGB."""
 LabelMap: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 """A mask (H, W) of label numbers."""
+ColourMap: TypeAlias = npt.NDArray[np.int32]
+"""A mask (H, W) of colours, each R * 65536 + G * 256 + B."""
 
 # The last bytes of a whole file: JPEG's end-of-image marker, PNG's IEND chunk with its checksum.
 _ENDINGS = (b"\xff\xd9", b"IEND\xaeB\x60\x82")
 _UINT16_MAX = 65535
 
 
+class Flaw(StrEnum):
+    """What can be wrong with a sample of a data set, in the words of `check-data`."""
+
+    NO_PARTNER = "without partner"
+    UNREADABLE = "unreadable"
+    TRUNCATED = "truncated"
+    SIZE = "mask of another size than its image"
+    LABEL = "labels outside the classes"
+    COLOUR = "mask is a colour picture, not label numbers"
+    BALANCE = "too little left to learn from"
+
+
 class DataError(UserError):
-    """A data file is missing, broken or not of the wanted kind. The message starts with its path."""
+    """A data file is missing, broken or not of the wanted kind. The message starts with its path.
+
+    Attributes:
+        flaw: the kind of it, by which `check-data` counts.
+    """
+
+    def __init__(self, message: str, *, flaw: Flaw = Flaw.UNREADABLE) -> None:
+        super().__init__(message)
+        self.flaw = flaw
 
 
 def read_image(path: str | Path) -> Image8:
@@ -71,11 +104,7 @@ def read_mask(path: str | Path) -> LabelMap:
     Raises:
         DataError: The file is missing, empty, cut off, no image, or holds no label numbers.
     """
-    image = _load_strictly(path, _read_bytes(path))
-    if image.format == "JPEG":
-        raise DataError(
-            f"{path}: is a JPEG, whose compression alters label numbers. Use PNG masks."
-        )
+    image = _load_lossless(path)
     match image.mode:
         case "L" | "P" | "1":
             return np.array(image, dtype=np.uint8)
@@ -86,8 +115,32 @@ def read_mask(path: str | Path) -> LabelMap:
         case mode:
             raise DataError(
                 f"{path}: is a colour picture, not label numbers (mode {mode}).\n"
-                "Convert it to one channel that holds the class number of each pixel.",
+                "Convert it to one channel that holds the class number of each pixel, or read it "
+                "with datamodules.SegmentationFiles, whose data.palette names the colours.",
+                flaw=Flaw.COLOUR,
             )
+
+
+def read_colours(path: str | Path) -> ColourMap:
+    """Read a mask file as colours. Of a palette picture they are its palette's, grey is R = G = B.
+
+    Args:
+        path: A PNG (or other lossless) file of at most 8 bits per channel; alpha is dropped.
+
+    Returns:
+        int32 (H, W), each R * 65536 + G * 256 + B.
+
+    Raises:
+        DataError: The file is missing, empty, cut off, no image, or of more than 8 bits.
+    """
+    image = _load_lossless(path)
+    if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
+        raise DataError(
+            f"{path}: is a picture of mode {image.mode}; masks of colours have 8 bits per channel. "
+            "Convert it, or leave out data.palette if it holds label numbers."
+        )
+    red, green, blue = np.moveaxis(np.array(image.convert("RGB")).astype(np.int32), -1, 0)
+    return (red << 16) | (green << 8) | blue
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -107,7 +160,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
             width, height = image.size
             turned = _orientation(image) >= 5  # 5 to 8 swap the axes
     except Exception as error:
-        raise DataError(f"{path}: {_reason(error, _read_bytes(path)[:32])}") from error
+        raise _broken(path, error, _read_bytes(path)[:32]) from error
     return (width, height) if turned else (height, width)
 
 
@@ -130,18 +183,28 @@ def _load_strictly(path: str | Path, data: bytes) -> Image.Image:
         image.load()
     # Pillow's plugins raise many kinds (OSError, SyntaxError, struct.error, ...) on broken files.
     except Exception as error:
-        raise DataError(f"{path}: {_reason(error, data[:32])}") from error
+        raise _broken(path, error, data[:32]) from error
     return image
 
 
-def _reason(error: Exception, head: bytes) -> str:
+def _load_lossless(path: str | Path) -> Image.Image:
+    image = _load_strictly(path, _read_bytes(path))
+    if image.format == "JPEG":
+        raise DataError(
+            f"{path}: is a JPEG, whose compression alters label numbers. Use PNG masks."
+        )
+    return image
+
+
+def _broken(path: str | Path, error: Exception, head: bytes) -> DataError:
     """Say in a line what Pillow's error means for the file."""
     text = str(error) or type(error).__name__
     if isinstance(error, UnidentifiedImageError):
-        return f"is not an image: it starts with {head!r}."
+        return DataError(f"{path}: is not an image: it starts with {head!r}.")
     if "truncated" in text.lower():
-        return f"is cut off ({text}). Fetch or unpack it again."
-    return f"cannot be decoded: {text}. Replace the file."
+        said = f"{path}: is cut off ({text}). Fetch or unpack it again."
+        return DataError(said, flaw=Flaw.TRUNCATED)
+    return DataError(f"{path}: cannot be decoded: {text}. Replace the file.")
 
 
 def _orientation(image: Image.Image) -> int:

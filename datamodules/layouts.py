@@ -1,11 +1,16 @@
 """What each data set's folder must hold, checked before any slow import."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gmf_platform.errors import UserError
 
-__all__ = ["LAYOUTS", "Layout", "check_root"]
+__all__ = ["FILES", "LAYOUTS", "Layout", "check_files", "check_root", "files_at"]
+
+FILES = "datamodules.SegmentationFiles"
+"""The class whose files lie anywhere; `check_files` is for it what `check_root` is for layouts."""
 
 
 @dataclass(frozen=True)
@@ -62,3 +67,60 @@ def check_root(root: Path, layout: Layout) -> None:
 
 def _has_files(folder: Path) -> bool:
     return folder.is_dir() and next(folder.iterdir(), None) is not None
+
+
+def check_files(keys: Mapping[str, Any]) -> None:
+    """Check what can be told about SegmentationFiles without opening a picture.
+
+    Args:
+        keys: the keys of ``data`` that are set, with their values.
+
+    Raises:
+        UserError: a key that must be said is not, or names no file.
+    """
+    for key, question in _MUST_BE_SAID.items():
+        if key not in keys:
+            raise UserError(f"data.{key} is not said: {question}")
+    given = {key for key, value in keys.items() if value is not None}
+    if ("pairs" in given) == bool(given & {"images", "masks"}) or len(
+        given & {"images", "masks"}
+    ) == 1:
+        raise UserError(
+            "data: say where the files are, either by data.images and data.masks (each a folder, "
+            "or a pattern such as 'scans/*/image.png') or by data.pairs (a text file of lines "
+            "IMAGE<tab>MASK)"
+        )
+    if len(given & {"val_list", "val_fraction"}) != 1:
+        raise UserError(
+            "data: say which images are for validation, either by data.val_fraction (0.1 takes a "
+            "tenth) or by data.val_list (a text file of image names)"
+        )
+    _check_paths(keys)
+
+
+_MUST_BE_SAID = {
+    "zero_is": "has 0 in a mask a meaning of its own (class: the masks hold 0..K-1), or is it for "
+    "pixels without a class (ignore: the masks hold 1..K)?\n`new seg --images ... --masks ...` "
+    "looks at the masks and writes a config.",
+    "ignore_value": "which other value in a mask is for pixels without a class? 255 is usual; "
+    "null if none.",
+}
+
+
+def _check_paths(keys: Mapping[str, Any]) -> None:
+    root = Path(str(keys.get("root") or "."))
+    for key in ("images", "masks"):
+        if keys.get(key) is not None and not files_at(root / str(keys[key])):
+            place = root / str(keys[key])
+            what = "the folder is empty" if place.is_dir() else "no such folder, or no file like it"
+            raise UserError(f"data.{key}: {place}: {what}")
+    for key in ("pairs", "val_list"):
+        if keys.get(key) is not None and not (root / str(keys[key])).is_file():
+            raise UserError(f"data.{key}: no file {root / str(keys[key])}")
+
+
+def files_at(place: Path) -> list[Path]:
+    """The files in a folder and below it, or those that a pattern names, sorted."""
+    if place.is_dir():
+        return sorted(path for path in place.rglob("*") if path.is_file())
+    return sorted(Path(place.anchor).glob(str(place.relative_to(place.anchor))))

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from gmf_platform.distributed.order import EvalBatches, SampleKey, TrainBatches
 from gmf_platform.errors import UserError
 
-__all__ = ["Loader", "TrainLoader"]
+__all__ = ["Loader", "TrainLoader", "one_thread"]
 
 Collate = Callable[[list[Any]], Any]
 
@@ -40,7 +40,7 @@ class _Collate:
         return next(errors, None) or self.collate(samples)
 
 
-def _one_thread(worker: int) -> None:
+def one_thread(worker: int) -> None:
     """Workers are the parallelism: threads inside each would fight for the same cores."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
@@ -76,7 +76,7 @@ class Loader:
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
-            worker_init_fn=_one_thread,
+            worker_init_fn=one_thread,
         )
 
     def __len__(self) -> int:

@@ -84,4 +84,6 @@ def _mean_iou(confusion: Counts) -> float:
 
 
 if __name__ == "__main__":
-    print(f"colour alone {colour_baseline(Path(sys.argv[1])):.3f} mIoU (per-pixel classifier of RGB)")
+    print(
+        f"colour alone {colour_baseline(Path(sys.argv[1])):.3f} mIoU (per-pixel classifier of RGB)"
+    )

@@ -42,7 +42,8 @@ def decide(survey: Survey, names: Sequence[str] | None) -> Meaning:
     """Decide what the values in masks mean.
 
     In doubt 0 is a class: a class too many is seen at the first look, a class that is silently
-    ignored is not. 255 is ignored where the other values are numbers without great gaps.
+    ignored is not. 255 is ignored where the other values are numbers without great gaps. One name
+    for two values is that of the second, beside a background.
 
     Args:
         survey: the look at them.
@@ -52,6 +53,13 @@ def decide(survey: Survey, names: Sequence[str] | None) -> Meaning:
         UserError: fewer than 2 classes, or names that do not fit the values.
     """
     values = list(survey.histogram)
+    if len(values) < 2:
+        only = _shown(values[0], survey)
+        raise UserError(
+            f"--masks: all {survey.looked_at} masks hold nothing but {only}: no classes"
+        )
+    if names is not None and len(names) == 1 and len(values) == 2:
+        names = ["background", *names]
     numbers = [value for value in values if value != IGNORE]
     top = max(numbers, default=0)
     has_gaps = 2 * len(numbers) <= top and top > len(names or ())
@@ -69,13 +77,9 @@ def _by_palette(survey: Survey, names: Sequence[str] | None) -> Meaning:
             f"--classes: the masks are colour pictures of {shares}, and names in a list do not say "
             "which is which: leave --classes out and rename class_0, ... in the config's palette"
         )
-    if len(values) < 2:
-        raise UserError(f"--masks: {survey.looked_at} masks hold nothing but {shares}: no classes")
     if names is None:
         pair = ["background", "object"] if values == [0, IGNORE] else None
         names = pair or [f"class_{i}" for i in range(len(values))]
-    elif len(names) == 1 and len(values) == 2:
-        names = ["background", *names]
     if len(set(names)) < len(names):
         raise UserError("--classes: a name stands there twice")
     if len(names) != len(values):
@@ -164,7 +168,7 @@ def size_training(survey: Survey) -> Sizing:
     side at most four times that. So:
 
     - validation: a tenth of the images, a fifth of fewer than 200;
-    - batch: 16, halved until an epoch has 8 batches, but at least 2, for batch norm;
+    - batch: 16, halved until an epoch has 8 batches, but at least 4, for batch norm;
     - steps: 127 passes, but 4,000 to 160,000, to two digits;
     - warm-up: 1,500 steps, but at most a tenth; a validation each tenth;
     - crop: the median short side, in whole 32s from 128 to 512; the long side at most four times
@@ -175,8 +179,9 @@ def size_training(survey: Survey) -> Sizing:
     if trained < 2:
         raise UserError(f"--images: {survey.num_images} images are too few to train and validate")
     batch = 16
-    while batch > 2 and trained < 8 * batch:
+    while batch > 4 and trained < 8 * batch:
         batch //= 2
+    batch = min(batch, trained)
     steps = _two_digits(min(max(127 * trained / batch, 4000), 160_000))
     crop = round(median(min(size) for size in survey.sizes) / 32) * 32
     crop = min(max(crop, 128), 512)

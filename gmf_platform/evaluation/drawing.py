@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-__all__ = ["colour_labels", "comparison", "overlay", "palette"]
+__all__ = ["colour_labels", "comparison", "contact_sheet", "overlay", "palette"]
 
 Picture = NDArray[np.uint8]
 _IGNORED = (0, 0, 0)
@@ -56,6 +56,42 @@ def comparison(
     present = present[present < len(class_names)]
     drawn.append(_legend([(class_names[i], colours[i]) for i in present], 3 * width))
     return np.concatenate(drawn)
+
+
+def contact_sheet(
+    tiles: Sequence[tuple[str, Picture]],
+    legend: Sequence[tuple[str, Picture]],
+    *,
+    columns: int = 4,
+    width: int = 320,
+) -> Picture:
+    """Pictures with their names, in rows, over a legend.
+
+    Args:
+        tiles: name and picture (H, W, 3) of any size.
+        legend: name and colour (3,) of each class.
+        columns: pictures in a row.
+        width: of a picture, pixels; the tiles are as high as the median picture, and hold each
+            picture whole.
+    """
+    height = round(width * float(np.median([p.shape[0] / p.shape[1] for _, p in tiles])))
+    cells = [_tile(name, picture, width, height) for name, picture in tiles]
+    blank = np.full_like(cells[0], 255)
+    cells += [blank] * (-len(cells) % columns)
+    rows = [np.concatenate(cells[i : i + columns], 1) for i in range(0, len(cells), columns)]
+    return np.concatenate([*rows, _legend(legend, columns * width)])
+
+
+def _tile(name: str, picture: Picture, width: int, height: int) -> Picture:
+    """A picture in the middle of its tile, under its name."""
+    factor = min(width / picture.shape[1], height / picture.shape[0])
+    size = max(1, round(picture.shape[1] * factor)), max(1, round(picture.shape[0] * factor))
+    canvas = Image.new("RGB", (width, height + _ROW), "white")
+    small = Image.fromarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA))
+    canvas.paste(small, ((width - size[0]) // 2, _ROW + (height - size[1]) // 2))
+    letters = width // 6 - 1  # of Pillow's own font
+    ImageDraw.Draw(canvas).text((4, 3), name[-letters:], fill="black")
+    return np.asarray(canvas)
 
 
 def _row(image: Picture, truth: Picture, guess: Picture, colours: Picture, width: int) -> Picture:

@@ -23,6 +23,9 @@ OPTIONS = {
         "--run",
     ],
     "info": ["--config", "--help", "--run", "--size"],
+    "check-data": ["--config", "--help", "--sheet", "--workers"],
+    "new": ["--help"],
+    "convert": ["--help", "--overwrite"],
     "sample-data": ["--help", "--seed", "--size", "--train", "--val"],
 }
 """The verbs and their own options: scripts of users depend on them."""

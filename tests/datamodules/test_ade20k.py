@@ -6,9 +6,10 @@ import torch
 from PIL import Image
 
 from datamodules import ADE20K
-from datamodules.ade20k import find_pairs, pad_images, read_class_names
 from datamodules.images import DataError
 from datamodules.layouts import LAYOUTS, check_root
+from datamodules.pairs import find_pairs
+from datamodules.segmentation import pad_images
 from gmf_platform.errors import UserError
 
 
@@ -52,21 +53,6 @@ def test_classes_from_a_text_file(real_data):
     assert names[0] == "sky"
     assert names[6] == "sign_symbol"
     assert names[-1] == "bicyclist"
-
-
-@pytest.mark.parametrize(
-    ("text", "names"),
-    [
-        ("wall\nsky\n", ["wall", "sky"]),
-        ("1 wall\n2 traffic light\n", ["wall", "traffic light"]),
-        ("\nwall, side\n\n7\n", ["wall", "7"]),
-        ("Idx\tRatio\tName\n1\t0.5\twall\n2\t0.1\tbox, case\n", ["wall", "box"]),
-    ],
-)
-def test_read_class_names(tmp_path, text, names):
-    path = tmp_path / "classes.txt"
-    path.write_text(text)
-    assert read_class_names(path) == names
 
 
 def test_wrong_class_lists_are_refused(tmp_path):

@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules import images
-from datamodules.images import DataError, image_size, read_image, read_mask
+from datamodules.images import DataError, Flaw, image_size, read_colours, read_image, read_mask
 from gmf_platform.errors import UserError
 
 ORIENTATION = 0x0112
@@ -277,3 +277,47 @@ def test_real_photos_and_masks_agree_with_pillow():
         mask = read_mask(path)
         assert mask.max() <= 150
         assert mask.shape == image_size(path)
+
+
+# Colours
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_colours_are_read_exactly(tmp_path, mode):
+    colours = np.array([[[1, 2, 3], [255, 0, 128]], [[0, 0, 0], [1, 2, 3]]], np.uint8)
+    path = stored(tmp_path, encoded(Image.fromarray(colours).convert(mode), "PNG"))
+    assert read_colours(path).tolist() == [[0x010203, 0xFF0080], [0, 0x010203]]
+
+
+def test_colours_of_a_palette_picture(tmp_path):
+    picture = Image.fromarray(np.array([[0, 1]], np.uint8))
+    picture.putpalette([9, 8, 7, 1, 2, 3])
+    assert picture.mode == "P"
+    path = stored(tmp_path, encoded(picture, "PNG"))
+    assert read_colours(path).tolist() == [[0x090807, 0x010203]]
+
+
+def test_grey_values_are_colours_too(tmp_path):
+    path = stored(tmp_path, encoded(Image.fromarray(np.array([[0, 7]], np.uint8)), "PNG"))
+    assert read_colours(path).tolist() == [[0, 0x070707]]
+
+
+def test_colours_of_wrong_files(tmp_path):
+    assert_refused(read_colours, stored(tmp_path, jpeg()), "JPEG", "PNG")
+    wide = Image.fromarray(np.array([[0, 700]], np.uint16))
+    assert_refused(read_colours, stored(tmp_path, encoded(wide, "PNG")), "mode I;16", "palette")
+
+
+def test_errors_know_their_kind(tmp_path):
+    """`check-data` counts by it."""
+    png = encoded(Image.fromarray(photo()), "PNG")
+    for data, read, flaw in (
+        (jpeg()[:-500], read_image, Flaw.TRUNCATED),
+        (png[:-500], read_mask, Flaw.TRUNCATED),
+        (b"no image", read_image, Flaw.UNREADABLE),
+        (b"", read_mask, Flaw.UNREADABLE),
+        (png, read_mask, Flaw.COLOUR),
+    ):
+        with pytest.raises(DataError) as caught:
+            read(stored(tmp_path, data))
+        assert caught.value.flaw is flaw

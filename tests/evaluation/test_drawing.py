@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from gmf_platform.evaluation.drawing import colour_labels, comparison, overlay, palette
+from gmf_platform.evaluation.drawing import (
+    colour_labels,
+    comparison,
+    contact_sheet,
+    overlay,
+    palette,
+)
 
 
 @pytest.fixture
@@ -66,3 +72,18 @@ def test_comparison_of_only_ignored_pixels(image):
     nothing = np.full((40, 60), 255, dtype=np.uint8)
     sheet = comparison([(image, nothing, nothing)], ["a", "b"], width=60)
     assert np.array_equal(sheet[18:58, 60:120], image)
+
+
+@pytest.mark.parametrize(("count", "rows"), [(1, 1), (4, 1), (5, 2)])
+def test_contact_sheet_holds_each_picture_whole(count, rows):
+    colours = [np.array([10 * i + 20, 0, 0], np.uint8) for i in range(count)]
+    sizes = [(30, 40), (90, 40), (30, 40), (30, 120), (30, 40)]
+    pictures = [np.full((*size, 3), c, np.uint8) for size, c in zip(sizes, colours, strict=False)]
+    tiles = [(f"{i}.jpg", picture) for i, picture in enumerate(pictures)]
+    sheet = contact_sheet(tiles, [("sky", np.array([0, 0, 200], np.uint8))], width=80)
+    assert sheet.shape == (rows * (60 + 18) + 22, 320, 3)  # titles and a legend of one row
+    for colour, (height, width) in zip(colours, sizes, strict=False):
+        factor = min(80 / width, 60 / height)
+        drawn = (sheet == colour).all(-1).sum()
+        assert drawn == round(height * factor) * round(width * factor)
+    assert (sheet[-22:] == [0, 0, 200]).all(-1).sum() > 50

@@ -66,3 +66,11 @@ def test_a_shared_parameter_is_given_once():
     model[1].weight = model[0].weight
     counts = [len(group["params"]) for group in parameter_groups(model)]
     assert counts == [1, 2]
+
+
+def test_all_are_decayed_where_a_recipe_exempts_none():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), BatchNorm(4))
+    (group,) = parameter_groups(model, decay_norms_and_biases=True)
+    assert group["name"] == "decay"
+    assert group["params"] == list(model.parameters())
+    assert "weight_decay" not in group
