@@ -1,5 +1,5 @@
 # make demo: the main job on drawn data.   make test: the tests.   Both set everything up.
-PYTHON ?= python3.11
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name))))
 VENV := .venv
 RUN := $(VENV)/bin/python
 # Four figures: train and validation images, their side, and the seed of the drawing.
@@ -11,7 +11,7 @@ setup: $(VENV)/installed
 
 # Installed again only when the build file changes.
 $(VENV)/installed: pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing; name another with make PYTHON=python3.12" >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is missing; name it with make PYTHON=FILE" >&2; exit 1; }
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
 	$(RUN) -m pip install --quiet -e '.[dev]'

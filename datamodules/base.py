@@ -51,6 +51,8 @@ class BaseDataModule(LightningDataModule):
     """
 
     layout: Layout | None = None
+    # A process may get no batch of a small split: nothing is repeated to fill it up.
+    allow_zero_length_dataloader_with_multiple_devices = True
 
     def __init__(
         self,

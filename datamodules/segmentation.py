@@ -12,11 +12,18 @@ from torch.utils.data import Dataset
 
 from datamodules.base import BaseDataModule
 from datamodules.checking import Finding
+from datamodules.histogram import (
+    evenly_spaced,
+    histogram_lines,
+    value_histogram,
+    what_is_wrong,
+)
 from datamodules.images import DataError, Flaw, Image8, image_size, read_image
 from datamodules.labels import IGNORE, LabelCode
 from datamodules.pairs import Pairing
 from datamodules.transforms import Augmentation, eval_transform, train_transform
 from gmf_platform.distributed.order import SampleKey
+from gmf_platform.errors import UserError
 
 __all__ = [
     "ImageFiles",
@@ -181,6 +188,7 @@ class SegmentationDataModule(BaseDataModule):
             share of its labelled pixels.
         eval_ratios: evaluation images come resized by each of these factors of ``scale`` as
             well, for model.inference to combine; None: at ``scale`` alone.
+        check_masks: so many masks, evenly spaced, are looked at before training; 0: none.
         global_batch_size: see BaseDataModule.
         batching: see BaseDataModule.
     """
@@ -194,12 +202,14 @@ class SegmentationDataModule(BaseDataModule):
         ratio_range: tuple[float, float] = (0.5, 2.0),
         max_category_ratio: float = 0.75,
         eval_ratios: list[float] | None = None,
+        check_masks: int = 200,
         global_batch_size: int = 16,
         **batching: Any,
     ) -> None:
         super().__init__(root, global_batch_size=global_batch_size, **batching)
         self.crop_size, self.scale, self.ratio_range = crop_size, scale, ratio_range
         self.max_category_ratio, self.eval_ratios = max_category_ratio, eval_ratios
+        self.check_masks = check_masks
 
     @property
     @abstractmethod
@@ -213,6 +223,34 @@ class SegmentationDataModule(BaseDataModule):
         Raises:
             DataError: there is no such split.
         """
+
+    def setup(self, stage: str) -> None:
+        """Build the data sets; before training, look at masks.
+
+        Raises:
+            UserError: files are missing, or the masks leave too little to learn from.
+        """
+        super().setup(stage)
+        if stage == "fit" and self.check_masks:
+            self._look_at_masks()
+
+    def _look_at_masks(self) -> None:
+        """Refuse masks that leave too little to learn from.
+
+        Raises:
+            UserError: with the histogram of their values, and what to change.
+        """
+        all_masks = [mask for _, mask in self.pairing("training").pairs]
+        looked_at = evenly_spaced(all_masks, self.check_masks)
+        histogram = value_histogram(self.code.read(path) for path in looked_at)
+        wrong = what_is_wrong(histogram, self.code)
+        if wrong:
+            lines = histogram_lines(histogram, self.code, self.class_names)
+            raise UserError(
+                f"data: {len(looked_at)} of {len(all_masks)} training masks were looked at, and "
+                "they do not fit the config. Their values, share of the pixels, and meaning:\n"
+                + "\n".join([*lines, *(f"- {line}" for line in wrong)])
+            )
 
     def dataset(self, split: str, *, training: bool) -> SegmentationDataset:
         """The pairs of a split, with the training or the evaluation transform.

@@ -7,7 +7,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from datamodules.histogram import evenly_spaced, histogram_lines, value_histogram, what_is_wrong
 from datamodules.images import DataError
 from datamodules.labels import LabelCode, check_class_names, read_class_names
 from datamodules.layouts import check_files
@@ -44,7 +43,6 @@ class SegmentationFiles(SegmentationDataModule):
             so that most stay where they are when images are added.
         split_seed: another number chooses others.
         val_list: instead, a text file of image names; the one that a run keeps will do.
-        check_masks: so many masks, evenly spaced, are looked at before training; 0: none.
         settings: see SegmentationDataModule.
     """
 
@@ -63,14 +61,12 @@ class SegmentationFiles(SegmentationDataModule):
         val_fraction: float | None = None,
         split_seed: int = 0,
         val_list: str | None = None,
-        check_masks: int = 200,
         **settings: Any,
     ) -> None:
         super().__init__(root, **settings)
         self.images, self.masks, self.mask_suffix, self.pairs = images, masks, mask_suffix, pairs
         self.zero_is, self.ignore_value = zero_is, ignore_value
         self.val_fraction, self.split_seed, self.val_list = val_fraction, split_seed, val_list
-        self.check_masks = check_masks
         if val_fraction is not None and not 0 < val_fraction < 1:
             raise UserError(f"data.val_fraction: {val_fraction} is no share between 0 and 1")
         self._class_names = _class_names(classes, palette, _ignored(zero_is, ignore_value))
@@ -100,8 +96,6 @@ class SegmentationFiles(SegmentationDataModule):
         self._pairing.whole()
         super().setup(stage)
         if stage == "fit":
-            if self.check_masks:
-                self._look_at_masks()
             self._keep_validation_list()
 
     def pairing(self, split: str) -> Pairing:
@@ -153,24 +147,6 @@ class SegmentationFiles(SegmentationDataModule):
             if image.is_relative_to(base):
                 return image.relative_to(base).as_posix()
         return image.as_posix()
-
-    def _look_at_masks(self) -> None:
-        """Refuse masks that leave too little to learn from.
-
-        Raises:
-            UserError: with the histogram of their values, and what to change.
-        """
-        all_masks = [mask for _, mask in self.pairing("training").pairs]
-        looked_at = evenly_spaced(all_masks, self.check_masks)
-        histogram = value_histogram(self.code.read(path) for path in looked_at)
-        wrong = what_is_wrong(histogram, self.code)
-        if wrong:
-            lines = histogram_lines(histogram, self.code, self.class_names)
-            raise UserError(
-                f"data: {len(looked_at)} of {len(all_masks)} training masks were looked at, and "
-                "they do not fit the config. Their values, share of the pixels, and meaning:\n"
-                + "\n".join([*lines, *(f"- {line}" for line in wrong)])
-            )
 
     def _keep_validation_list(self) -> None:
         """Write the names of the validation images into the run; it can serve as val_list."""

@@ -14,7 +14,13 @@ __all__ = ["pin_datamodules"]
 def pin_datamodules() -> None:
     """Import the ``datamodules`` package that stands beside ``gmf_platform``."""
     home = Path(__file__).resolve().parent.parent / "datamodules"
-    if "datamodules" in sys.modules:
+    loaded = sys.modules.get("datamodules")
+    if loaded is not None:
+        if Path(loaded.__file__ or "").parent != home:
+            raise ImportError(
+                f"another package called datamodules is loaded, {loaded.__file__}: import "
+                "gmf_platform before it"
+            )
         return
     spec = spec_from_file_location(
         "datamodules", home / "__init__.py", submodule_search_locations=[str(home)]

@@ -80,6 +80,8 @@ class RunCheckpoint(Checkpoint):
         if step == 0:
             return
         log.info("going on at step %d of %d", step, trainer.max_steps)
+        if self.best_step == self.validated_step == step:
+            self._keep_best(trainer)  # again, if the run was killed just before it
         if self._validation_due(trainer) and self.validated_step != step:
             _validate(trainer)
 
@@ -95,14 +97,19 @@ class RunCheckpoint(Checkpoint):
         self._seen_step = step
         if step == trainer.max_steps:
             trainer.should_stop = True  # makes Lightning validate the last step, whatever it is
-        signal = requested_signal()
+        signal = _agreed_signal(trainer)
         if signal or step % self.every_n_steps == 0 or self._validation_due(trainer):
             self.save_last(trainer)
             self._leaving = signal
 
     def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Leave in mid-validation: it is done again on resume."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+        """Leave in mid-validation: it is done again on resume.
+
+        Several processes finish it instead: they may hold unequal numbers of batches, so there is
+        no moment at which all could agree.
+        """
+        alone = trainer.world_size == 1
+        if alone and trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._leaving = requested_signal()
             self._leave_if_wanted(trainer)
 
@@ -178,6 +185,15 @@ class RunCheckpoint(Checkpoint):
         step, name = trainer.global_step, self._leaving.name
         log.info("%s: saved at step %d; the same command goes on from there", name, step)
         raise SystemExit(ExitCode.REQUEUE)
+
+
+def _agreed_signal(trainer: Trainer) -> Signals | None:
+    """The signal that any process has been sent; all of them act on it at the same step."""
+    signal = requested_signal()
+    if trainer.world_size == 1:
+        return signal
+    anyone: bool = trainer.strategy.reduce_boolean_decision(signal is not None, all=False)
+    return (signal or Signals.SIGTERM) if anyone else None
 
 
 def _validate(trainer: Trainer) -> None:

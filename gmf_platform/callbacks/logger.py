@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.compat.proto.event_pb2 import (  # type: ignore[import-untyped]
     Event,
     SessionLog,
@@ -22,6 +23,7 @@ class RunLogger(TensorBoardLogger):
     def __init__(self, run: Path) -> None:
         super().__init__(save_dir=run, name="", version="")
 
+    @rank_zero_only
     def resume_at(self, step: int) -> None:
         """Tell TensorBoard to drop what a killed run logged behind its last checkpoint.
 

@@ -18,7 +18,7 @@ Row = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]
 
 
 class Pictures(Callback):
-    """Writes the first validation images with truth and prediction after each validation.
+    """Writes the first validation images with truth and prediction after each validation of a fit.
 
     They go to TensorBoard and, the newest, to ``pictures/`` in the run's folder.
 
@@ -46,7 +46,7 @@ class Pictures(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Take the first images of the first process: the same ones each time."""
-        if not trainer.is_global_zero or trainer.sanity_checking:
+        if not trainer.is_global_zero or trainer.sanity_checking or trainer.state.fn != "fit":
             return
         labels = outputs["labels"]
         for i in range(min(len(labels), self.count - len(self._rows))):
@@ -63,9 +63,8 @@ class Pictures(Callback):
         sheet = comparison(self._rows, pl_module.class_names)  # type: ignore[arg-type]
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):
-                logger.experiment.add_image(
-                    "val/pictures", sheet, trainer.global_step, dataformats="HWC"
-                )
+                step = trainer.global_step - 1  # where Lightning puts the scores
+                logger.experiment.add_image("val/pictures", sheet, step, dataformats="HWC")
         self.path = Path(trainer.default_root_dir) / "pictures" / "validation.png"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(sheet).save(self.path)

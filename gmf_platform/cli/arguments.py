@@ -62,6 +62,15 @@ class VerbParser(PlainParser):
         self.add_argument(
             "--allow-random", action="store_true", help="go on with weights that are not trained"
         )
+        self.add_allow_partial()
+
+    def add_allow_partial(self) -> None:
+        """Add the way past a file that does not fill the backbone."""
+        self.add_argument(
+            "--allow-partial",
+            action="store_true",
+            help="take weights that fill only a part of the backbone",
+        )
 
 
 @dataclass

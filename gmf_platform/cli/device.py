@@ -11,6 +11,7 @@ from gmf_platform.errors import UserError
 __all__ = ["check_device", "default_precision"]
 
 _DRIVER = Path("/proc/driver/nvidia/version")
+_DEVICES = Path("/dev")  # a container that was given no GPU sees the driver but no device
 
 
 def check_device(accelerator: str) -> None:
@@ -23,7 +24,8 @@ def check_device(accelerator: str) -> None:
         UserError: a driver is loaded but torch sees no device; names driver, build and remedy.
     """
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    if accelerator == "cpu" or hidden or torch.cuda.is_available() or not _DRIVER.is_file():
+    present = _DRIVER.is_file() and any(_DEVICES.glob("nvidia[0-9]*"))
+    if accelerator == "cpu" or hidden or torch.cuda.is_available() or not present:
         return
     found = re.search(r"Kernel Module.*?\s(\d+\.\d+(?:\.\d+)?)\s", _DRIVER.read_text())
     driver = found[1] if found else "unknown"

@@ -24,17 +24,20 @@ def run(verb: str, argv: Sequence[str]) -> int:
     check_data(sources)
     checkpoint = check_weights(arguments, sources)
 
+    from gmf_platform.cli.device import check_device
     from gmf_platform.cli.experiment import Experiment
-    from gmf_platform.cli.output import log_to
+    from gmf_platform.cli.output import advising_on_memory, log_to
 
     log_to(None)
     experiment = Experiment(arguments)
+    check_device(experiment.config.trainer.accelerator)
     folder = run_of(arguments, checkpoint)
     experiment.build(folder.path if folder else Path())
-    load_trained(experiment, checkpoint, allow_random=arguments.options.allow_random)
+    load_trained(experiment, checkpoint, arguments.options)
     trainer, task = experiment.trainer, experiment.task
     evaluate = trainer.validate if verb == "validate" else trainer.test
-    scores = evaluate(task, experiment.datamodule, verbose=False)[0]
+    with advising_on_memory(experiment):
+        scores = evaluate(task, experiment.datamodule, verbose=False)[0]
     if not trainer.is_global_zero:
         return ExitCode.DONE
     print(task.score_table(), file=sys.stderr)

@@ -22,7 +22,7 @@ from datamodules.base import BaseDataModule
 from gmf_platform.callbacks import Pictures, Progress, RunCheckpoint, Throughput
 from gmf_platform.cli.arguments import Arguments
 from gmf_platform.cli.config_check import check_keys
-from gmf_platform.cli.device import check_device, default_precision
+from gmf_platform.cli.device import default_precision
 from gmf_platform.cli.precheck import NO_WEIGHTS
 from gmf_platform.cli.sources import Sources, canonical
 from gmf_platform.distributed.checkpoint_io import AtomicCheckpointIO
@@ -156,7 +156,6 @@ class Experiment:
             quiet: without progress and default callbacks.
         """
         trainer_keys = self.config.trainer
-        check_device(trainer_keys.accelerator)
         torch.set_float32_matmul_precision("high")  # TF32 in what float32 remains
         built = self.cli.build()
         self.datamodule, self.task = built.data, built.model

@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import time
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,10 +28,8 @@ def run(verb: str, argv: Sequence[str]) -> int:
     check_data(sources)
     check_checkpoint(arguments.options.ckpt_path)
     folder = RunDirectory(arguments.options.runs / (arguments.options.name or run_name(arguments)))
-    if (
-        not (folder.last.exists() and not arguments.options.fresh)
-        and not arguments.options.ckpt_path
-    ):
+    resumes = arguments.options.ckpt_path or (folder.last.exists() and not arguments.options.fresh)
+    if not resumes:
         check_init_from(sources)
     if arguments.options.dry_run:
         return _dry_run(arguments)
@@ -47,6 +46,7 @@ def _parser() -> VerbParser:
     parser.add_argument(
         "--ckpt_path", type=Path, metavar="FILE", help="go on from this checkpoint instead"
     )
+    parser.add_allow_partial()
     parser.add_argument(
         "--dry-run", action="store_true", help="two steps, figures, and nothing left behind"
     )
@@ -69,37 +69,50 @@ def run_name(arguments: Arguments) -> str:
 
 def _train(arguments: Arguments, folder: RunDirectory) -> int:
     from gmf_platform.callbacks import RunLogger
+    from gmf_platform.cli.device import check_device
     from gmf_platform.cli.experiment import Experiment, is_first_process
     from gmf_platform.cli.output import log_to
+    from gmf_platform.models.weights import check_resumable
 
+    options = arguments.options
     experiment = Experiment(arguments)
+    check_device(experiment.config.trainer.accelerator)
     first = is_first_process()
     if first:
-        if arguments.options.fresh and folder.path.exists():
-            print(f"the run before is kept as {folder.set_aside()}")
         folder.acquire()
+        if options.fresh and folder.config.exists():
+            print(f"the run before is kept as {folder.set_aside()}")
+            folder.acquire()
     try:
-        ckpt_path = arguments.options.ckpt_path or _resume_from(folder, experiment)
+        last = None if options.fresh else _resume_from(folder, experiment)
+        ckpt_path = options.ckpt_path or last
         experiment.build(folder.path, logger=RunLogger(folder.path))
         experiment.plan_training()
         done = folder.final_score(experiment.trainer.max_steps)
-        if done is not None and not arguments.options.ckpt_path:
+        if done is not None and not options.ckpt_path:
             print(f"the run {folder.path} is finished; --fresh begins anew, --name another")
             print(json.dumps(done))
             return ExitCode.DONE
+        if ckpt_path is not None:
+            check_resumable(experiment.task.model, ckpt_path)
         if first:
             log_to(folder.log)
             folder.config.write_text(experiment.yaml)
-        if ckpt_path is None and experiment.init_from is not None:
-            log.info("%s", experiment.load(experiment.init_from, allow_partial=False))
+        if ckpt_path is None:
+            _load_initial(experiment, options)
         log.info("run          %s  (tensorboard --logdir %s)", folder.path, folder.path.parent)
         _summarise(experiment)
         _fit(experiment, ckpt_path)
-        if first:
-            _finish(experiment, folder)
+        _finish(experiment, folder)
     finally:
         folder.release()
     return ExitCode.DONE
+
+
+def _load_initial(experiment: Any, options: Namespace) -> None:
+    if experiment.init_from is not None:
+        report = experiment.load(experiment.init_from, allow_partial=options.allow_partial)
+        log.info("%s", report)
 
 
 def _resume_from(folder: RunDirectory, experiment: Any) -> Path | None:
@@ -121,19 +134,17 @@ def _resume_from(folder: RunDirectory, experiment: Any) -> Path | None:
 
 
 def _fit(experiment: Any, ckpt_path: Path | None) -> None:
-    import torch
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-    from gmf_platform.cli.output import memory_advice
+    from gmf_platform.cli.output import advising_on_memory
 
     try:
-        experiment.trainer.fit(
-            experiment.task, experiment.datamodule, ckpt_path=ckpt_path, weights_only=True
-        )
+        with advising_on_memory(experiment):
+            experiment.trainer.fit(
+                experiment.task, experiment.datamodule, ckpt_path=ckpt_path, weights_only=True
+            )
     except SIGTERMException:  # came while Lightning's handler was in place, before training
         raise SystemExit(ExitCode.REQUEUE) from None
-    except torch.OutOfMemoryError as error:
-        raise UserError(memory_advice(experiment, str(error))) from None
 
 
 def _summarise(experiment: Any) -> None:
@@ -158,6 +169,8 @@ def _summarise(experiment: Any) -> None:
         plan.accumulate,
     )
     log.info("steps        %d, %s", trainer.max_steps, trainer.precision)
+    if trainer.precision == "16-mixed":
+        log.info("             the device has no bfloat16: float16, with the loss scaled")
     reference = task.lr_for_batch_size
     factor = plan.global_batch_size / reference if reference else 1.0
     log.info("lr scaling   x %.4g (model.lr_for_batch_size: %s)", factor, reference)
@@ -171,6 +184,8 @@ def _finish(experiment: Any, folder: RunDirectory) -> None:
 
     checkpoint = next(c for c in experiment.trainer.callbacks if isinstance(c, RunCheckpoint))
     checkpoint.finish(experiment.trainer)
+    if not experiment.trainer.is_global_zero:
+        return
     best = folder.best if folder.best.exists() else folder.last  # no best without a validation
     score = {
         "verb": "fit",
@@ -189,14 +204,17 @@ def _finish(experiment: Any, folder: RunDirectory) -> None:
 def _dry_run(arguments: Arguments) -> int:
     """Two steps of the real thing in a folder that is gone afterwards."""
     from gmf_platform.callbacks.throughput import memory_gib
+    from gmf_platform.cli.device import check_device
     from gmf_platform.cli.experiment import Experiment
     from gmf_platform.cli.output import StepTimer, log_to
 
     log_to(None)
     experiment = Experiment(arguments)
+    check_device(experiment.config.trainer.accelerator)
     with TemporaryDirectory() as folder:
         experiment.build(Path(folder), quiet=True)
         experiment.plan_training()
+        _load_initial(experiment, arguments.options)
         trainer, steps = experiment.trainer, experiment.trainer.max_steps
         _summarise(experiment)
         timer = StepTimer()

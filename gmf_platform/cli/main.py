@@ -73,7 +73,7 @@ def _run(verb: str, arguments: Sequence[str]) -> int:
         near = get_close_matches(verb, VERBS, n=1)
         hint = f"; did you mean {near[0]}?" if near else "."
         raise UserError(f"no verb {verb!r}{hint} The verbs are: {', '.join(VERBS)}")
-    if verb == "fit":
+    if verb == "fit" and "--dry-run" not in arguments:
         install_handlers()  # before the slow imports: a cluster's signal may come that early
     module = {"validate": "evaluate", "test": "evaluate"}.get(verb, verb.replace("-", "_"))
     run = import_module(f"gmf_platform.cli.{module}").run

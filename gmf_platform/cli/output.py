@@ -3,16 +3,22 @@
 import logging
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, Trainer
 
 from gmf_platform.callbacks.progress import Progress
 from gmf_platform.distributed.order import BatchPlan
+from gmf_platform.errors import UserError
 from gmf_platform.models.norm import NormMode
 
-__all__ = ["StepTimer", "log_to", "memory_advice", "norm_advice"]
+if TYPE_CHECKING:
+    from gmf_platform.cli.experiment import Experiment
+
+__all__ = ["StepTimer", "advising_on_memory", "log_to", "norm_advice"]
 
 _LEAST_FOR_NORM = 4
 """Samples under which the statistics of a batch norm are too noisy: a "micro-batch" in Wang et
@@ -42,19 +48,41 @@ def log_to(file: Path | None) -> None:
         root.addHandler(handler)
 
 
-def memory_advice(experiment: Any, said: str) -> str:
-    """What to change when the device's memory is full."""
-    data = experiment.datamodule
-    plan = data.plan(experiment.trainer.world_size)
-    smaller = max(1, plan.per_device // 2)
-    lines = [
-        f"out of memory with {plan.per_device} images per device ({said.splitlines()[0]})",
-        f"  - fewer at once, same global batch: --data.per_device_batch_size {smaller}",
-        f"    (the rest is accumulated; batch norm then sees {smaller} images)",
-        "  - less kept for backward: --model.backbone.checkpointing true",
-        "  - a smaller model: --model.backbone.variant tiny or mobile",
-    ]
-    return "\n".join(lines)
+@contextmanager
+def advising_on_memory(experiment: "Experiment") -> Iterator[None]:
+    """Turn a full device into advice on what to change.
+
+    Raises:
+        UserError: the memory was not enough.
+    """
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(_memory_advice(experiment, str(error).splitlines()[0])) from None
+
+
+def _memory_advice(experiment: "Experiment", said: str) -> str:
+    trainer, data = experiment.trainer, experiment.datamodule
+    if trainer.state.fn != "fit":
+        return (
+            f"out of memory with {data.eval_batch_size} images per batch ({said})\n"
+            "  - fewer at once: --data.eval_batch_size 1\n"
+            "  - smaller images: --data.scale, or windows: --config test/sliding\n"
+            "  - on the CPU: --trainer.accelerator cpu"
+        )
+    per_device = data.plan(trainer.world_size).per_device
+    smaller = max((n for n in range(1, per_device) if per_device % n == 0), default=0)
+    lines = [f"out of memory with {per_device} images per device ({said})"]
+    if smaller:
+        lines += [
+            f"  - fewer at once, same global batch: --data.per_device_batch_size {smaller}",
+            f"    (the rest is accumulated; batch norm then sees {smaller} images)",
+        ]
+    if not getattr(experiment.task.model.get_submodule("backbone"), "checkpointing", False):
+        lines.append("  - less kept for backward: --model.backbone.checkpointing true")
+    return "\n".join([*lines, "  - smaller crops or a smaller --model.backbone.variant"])
 
 
 def norm_advice(norm: NormMode, plan: BatchPlan) -> str:
@@ -65,8 +93,10 @@ def norm_advice(norm: NormMode, plan: BatchPlan) -> str:
         plan: per-device batch and devices; accumulated parts are normalised each by itself.
     """
     seen = plan.per_device * (plan.world_size if norm == "sync" else 1)
-    if norm == "frozen" or seen >= _LEAST_FOR_NORM:
+    if seen >= _LEAST_FOR_NORM:
         return ""
+    if norm == "frozen":
+        return f"the backbone's batch norms are frozen; those of the heads see {seen} samples"
     advice = (
         f"batch norms see {seen} samples at a time, and of fewer than {_LEAST_FOR_NORM} their "
         "statistics are poor, however many are accumulated\n"

@@ -28,24 +28,28 @@ def run(verb: str, argv: Sequence[str]) -> int:
     _spare_images(images, arguments.options.output)
     checkpoint = check_weights(arguments, Sources(arguments))
 
+    from gmf_platform.cli.device import check_device
     from gmf_platform.cli.experiment import Experiment
-    from gmf_platform.cli.output import log_to
+    from gmf_platform.cli.output import advising_on_memory, log_to
     from gmf_platform.deploy.writers import SegmentationWriter
 
     log_to(None)
     experiment = Experiment(arguments)
+    check_device(experiment.config.trainer.accelerator)
     if checkpoint is not None:
         experiment.take_classes(checkpoint)
     experiment.build(Path(), quiet=True)
-    load_trained(experiment, checkpoint, allow_random=arguments.options.allow_random)
+    load_trained(experiment, checkpoint, arguments.options)
     trainer = experiment.trainer
     writer = SegmentationWriter(arguments.options.output, images, experiment.task.class_names)
     trainer.callbacks.append(writer)  # type: ignore[attr-defined]
     loader = experiment.datamodule.predict_loader(
         list(images), rank=trainer.global_rank, world_size=trainer.world_size
     )
-    trainer.predict(experiment.task, loader, return_predictions=False)
-    print(f"{len(images)} images: labels and overlays are in {arguments.options.output}")
+    with advising_on_memory(experiment):
+        trainer.predict(experiment.task, loader, return_predictions=False)
+    if trainer.is_global_zero:
+        print(f"{len(images)} images: labels and overlays are in {arguments.options.output}")
     return ExitCode.DONE
 
 

@@ -35,7 +35,7 @@ _MAY_DIFFER = (
     "trainer.enable_model_summary",
     "trainer.num_sanity_val_steps",
     "trainer.default_root_dir",
-    "checkpoint",
+    "checkpoint.every_n_steps",
     "throughput",
     "pictures",
 )
@@ -85,6 +85,8 @@ class RunDirectory:
         lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         lock.flush()
         self._lock = lock
+        for partial in self.checkpoints.glob(".*.ckpt.*"):  # of a process killed while saving
+            partial.unlink()
 
     def release(self) -> None:
         """Give the lock back."""
@@ -100,6 +102,10 @@ class RunDirectory:
         names = (stamp if number == 0 else f"{stamp}-{number}" for number in count())
         aside = next(path for path in map(self.path.with_name, names) if not path.exists())
         self.path.rename(aside)
+        (aside / "lock").unlink(missing_ok=True)
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
         return aside
 
     def scores(self) -> Iterator[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """What validate, test and predict share: a config with weights that have been trained."""
 
+import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,9 @@ def check_weights(arguments: Arguments, sources: Sources) -> Path | None:
     return None
 
 
-def load_trained(experiment: "Experiment", checkpoint: Path | None, *, allow_random: bool) -> None:
+def load_trained(
+    experiment: "Experiment", checkpoint: Path | None, options: argparse.Namespace
+) -> None:
     """Read the weights into the built model.
 
     Raises:
@@ -41,14 +44,14 @@ def load_trained(experiment: "Experiment", checkpoint: Path | None, *, allow_ran
     """
     path = checkpoint or experiment.init_from
     if path is None or not path.exists():
-        if allow_random:
+        if options.allow_random:
             return
         raise UserError(
             "the weights are not trained: name some with --ckpt_path, --run or --init_from, "
             "or go on knowingly with --allow-random"
         )
-    report = experiment.load(path, allow_partial=allow_random)
-    if (report.missing or report.skipped) and not allow_random:
+    report = experiment.load(path, allow_partial=options.allow_partial or options.allow_random)
+    if (report.missing or report.skipped) and not options.allow_random:
         raise UserError(
             f"{path} does not hold all of the model, so its results would be noise:\n{report}\n"
             "name a trained checkpoint with --ckpt_path or --run, or go on knowingly with "

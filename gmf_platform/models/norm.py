@@ -95,7 +95,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             raise BatchTooSmallError(
                 f"Batch norm over {self.num_features} channels was given one value per channel "
                 f"(input {tuple(x.shape)}): the batch is too small for the norm. Use a larger "
-                "batch per device, a larger crop, or `norm: frozen`."
+                "batch per device, a larger crop, or, for norms of the backbone, `norm: frozen`."
             )
 
     @torch.no_grad()

@@ -19,16 +19,20 @@ from gmf_platform.models.backbones.groupmixformer import VARIANTS
 from gmf_platform.models.heads.classification import ClassificationHead
 from gmf_platform.models.weight_names import official_name, unknown_parts
 
-__all__ = ["LoadReport", "SkippedTensor", "find_variant", "load_weights", "read_state_dict"]
+__all__ = [
+    "LoadReport",
+    "SkippedTensor",
+    "check_resumable",
+    "find_variant",
+    "load_weights",
+    "read_state_dict",
+]
 
 _PLAIN = [(OrderedDict, "yacs.config.CfgNode"), argparse.Namespace]
 """Settings that training checkpoints carry beside their tensors: read as plain dictionaries, so
 that the class itself is neither needed nor called."""
 
 Shape = tuple[int, ...]
-
-_WRAPPERS = {"module", "_orig_mod", "_checkpoint_wrapped_module"}
-"""Parts that DistributedDataParallel, torch.compile and checkpoint wrappers put into names."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,34 @@ def load_weights(model: nn.Module, path: str | Path, *, allow_partial: bool = Fa
         {target: found[name] for name, target in names.items() if fits[name]}, strict=False
     )
     return report
+
+
+def check_resumable(model: nn.Module, path: str | Path) -> None:
+    """Check that a run of ``model`` can go on from a file, before Lightning is given it.
+
+    Raises:
+        UserError: the file is damaged, holds weights alone, or is of another model.
+    """
+    path = Path(path)
+    content = {} if path.suffix == ".safetensors" else _unpickle(path)
+    if not isinstance(content, Mapping) or "loops" not in content:
+        raise UserError(
+            f"--ckpt_path {path}: the file holds weights alone, not the state of a run: begin from "
+            f"it with --init_from {path}"
+        )
+    found, own = read_state_dict(path), model.state_dict()
+    _refuse_other_layout(path, found, own, allow_partial=False)
+    differ = [
+        name
+        for name in sorted({*found, *own})
+        if name not in found or name not in own or found[name].shape != own[name].shape
+    ]
+    if differ:
+        raise UserError(
+            f"--ckpt_path {path}: the file is of another model; {len(differ)} tensors differ, the "
+            f"first is {differ[0]}. A run goes on with its own config; --init_from {path} takes "
+            "the weights that fit"
+        )
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -239,8 +271,7 @@ def _refuse_earlier_network(path: Path, found: Iterable[str]) -> None:
         raise UserError(
             f"Weights {path}: the file is of an earlier network of the authors', whose local branch "
             f"has a part that the published one lacks ({unknown[0]} and {len(unknown) - 1} more). "
-            "Its results would not be what it was trained for; allow partial loading if that is "
-            "meant."
+            "Its results would not be what it was trained for; --allow-partial loads the rest."
         )
 
 
@@ -256,8 +287,8 @@ def _refuse_partial_backbone(report: LoadReport) -> None:
         some = ", ".join(gaps[:3]) + (", ..." if len(gaps) > 3 else "")
         raise UserError(
             f"Weights {report.path}: {len(gaps)} tensors of the backbone are not in the file or "
-            f"have another size there ({some}). Give a file of this backbone, or allow partial "
-            f"loading if that is meant.\n{report}"
+            f"have another size there ({some}). Give a file of this backbone, or --allow-partial "
+            f"if that is meant.\n{report}"
         )
 
 

@@ -40,6 +40,8 @@ class BaseTask(LightningModule):
     """
 
     model: nn.Module
+    # A process may get no image to predict: nothing is repeated to fill it up.
+    allow_zero_length_dataloader_with_multiple_devices = True
 
     def __init__(
         self,
