@@ -80,8 +80,9 @@ class RunCheckpoint(Checkpoint):
         if step == 0:
             return
         log.info("going on at step %d of %d", step, trainer.max_steps)
-        if self.best_step == self.validated_step == step:
-            self._keep_best(trainer)  # again, if the run was killed just before it
+        last = self.folder(trainer) / "last.ckpt"
+        if self.best_step == self.validated_step == step and trainer.ckpt_path == last:
+            self._keep_best(trainer)  # again: the run may have been killed just before it
         if self._validation_due(trainer) and self.validated_step != step:
             _validate(trainer)
 

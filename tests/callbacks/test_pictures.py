@@ -18,6 +18,7 @@ def trainer(tmp_path):
         sanity_checking=False,
         loggers=[],
         global_step=3,
+        state=SimpleNamespace(fn="fit"),
     )
 
 

@@ -19,6 +19,8 @@ def unusable(monkeypatch, tmp_path):
     """A machine with a driver that this torch cannot use."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(device, "_DRIVER", tmp_path / "version")
+    monkeypatch.setattr(device, "_DEVICES", tmp_path)
+    (tmp_path / "nvidia0").touch()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     (tmp_path / "version").write_text(DRIVER)
     return tmp_path / "version"
@@ -60,6 +62,11 @@ def test_the_cpu_is_a_decision(unusable):
 @pytest.mark.parametrize("hidden", ["", "-1"])
 def test_hidden_devices_are_a_decision(unusable, monkeypatch, hidden):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    device.check_device("auto")
+
+
+def test_a_container_without_a_device(unusable, tmp_path):
+    (tmp_path / "nvidia0").unlink()
     device.check_device("auto")
 
 

@@ -309,7 +309,7 @@ def test_dry_run_leaves_nothing(gmf, base, tmp_path):
         (("--data.global_batch_size", "13"), "is more than the 12 training samples"),
         (("--data.per_device_batch_size", "3"), "one of 1, 2, 4 would"),
         (("--data.crop_size", "32"), "it needs at least 64x64"),
-        (("--data.classes", "[one, two]"), "but there are 2 classes"),
+        (("--data.classes", "[one, two]"), "data.classes has no place for 3, 4"),
         (("--trainer.max_steps", "-1"), "set trainer.max_steps or trainer.max_epochs"),
         (("--trainer.accumulate_grad_batches", "2"), "follows from data.global_batch_size"),
         (("--trainer.val_check_interval", "0"), "neither a number of steps"),

@@ -10,10 +10,20 @@ from gmf_platform import __version__
 from gmf_platform.cli import main as front
 
 OPTIONS = {
-    "fit": ["--ckpt_path", "--config", "--dry-run", "--fresh", "--help", "--name", "--runs"],
-    "validate": ["--allow-random", "--ckpt_path", "--config", "--help", "--run"],
-    "test": ["--allow-random", "--ckpt_path", "--config", "--help", "--run"],
+    "fit": [
+        "--allow-partial",
+        "--ckpt_path",
+        "--config",
+        "--dry-run",
+        "--fresh",
+        "--help",
+        "--name",
+        "--runs",
+    ],
+    "validate": ["--allow-partial", "--allow-random", "--ckpt_path", "--config", "--help", "--run"],
+    "test": ["--allow-partial", "--allow-random", "--ckpt_path", "--config", "--help", "--run"],
     "predict": [
+        "--allow-partial",
         "--allow-random",
         "--ckpt_path",
         "--config",

@@ -16,7 +16,6 @@ from gmf_platform.distributed.order import plan_batches
         ("sync", 2, 1, 2),
         ("train", 4, 3, 3),
         ("train", 2, 6, None),
-        ("frozen", 1, 1, None),
     ],
 )
 def test_samples_that_a_norm_sees(norm, devices, per_device, seen):
@@ -24,6 +23,11 @@ def test_samples_that_a_norm_sees(norm, devices, per_device, seen):
     assert (f"see {seen} samples at a time" in advice) == (seen is not None)
     assert ("--model.norm frozen" in advice) == (seen is not None)
     assert bool(advice) == (seen is not None)
+
+
+def test_frozen_norms_are_those_of_the_backbone():
+    assert "those of the heads see 1 samples" in norm_advice("frozen", plan_batches(12, 1, 1))
+    assert norm_advice("frozen", plan_batches(12, 1, 4)) == ""
 
 
 def test_other_devices_help_only_when_there_are_any():
@@ -37,4 +41,4 @@ def test_the_summary_of_a_run_says_it(gmf, base):
     assert "batch norms see 2 samples at a time" in warned.out
     silent = gmf("fit", *base, *small, "--dry-run", "--model.norm", "frozen")
     assert silent.code == 0
-    assert "batch norms" not in silent.out
+    assert "batch norms see" not in silent.out
