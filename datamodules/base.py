@@ -51,8 +51,6 @@ class BaseDataModule(LightningDataModule):
     """
 
     layout: Layout | None = None
-    # A process may get no batch of a small split: nothing is repeated to fill it up.
-    allow_zero_length_dataloader_with_multiple_devices = True
 
     def __init__(
         self,
@@ -66,6 +64,8 @@ class BaseDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        # A process may get no batch of a small split: nothing is repeated to fill it up.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         self.root = Path(root)
         self.global_batch_size = global_batch_size
         self.per_device_batch_size = per_device_batch_size

@@ -85,7 +85,9 @@ def _remedies(histogram: Mapping[int, float], code: LabelCode, outside: Sequence
     elif one_too_many:
         remedies.append("if 0 has no class: data.zero_is ignore; else a name is missing")
     elif zero_ignored:
-        remedies.append("if 0 is a class: datamodules.SegmentationFiles with zero_is class, its name first")
+        remedies.append(
+            "if 0 is a class: datamodules.SegmentationFiles with zero_is class, its name first"
+        )
     if not outside:
         remedies.append("if it is meant so: data.check_masks 0 trains without this check")
     return remedies

@@ -40,8 +40,6 @@ class BaseTask(LightningModule):
     """
 
     model: nn.Module
-    # A process may get no image to predict: nothing is repeated to fill it up.
-    allow_zero_length_dataloader_with_multiple_devices = True
 
     def __init__(
         self,
@@ -56,6 +54,8 @@ class BaseTask(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        # A process may get no image to predict: nothing is repeated to fill it up.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         self.class_names = list(class_names)
         self.optimizer, self.schedule = optimizer, schedule
         self.lr_for_batch_size = lr_for_batch_size

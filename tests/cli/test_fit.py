@@ -1,6 +1,9 @@
 import json
 import shutil
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -187,6 +190,60 @@ def test_ckpt_path_wins(trained, gmf, base):
     assert result.code == 0, result.err
     assert "going on at step 6 of 7" in result.out
     assert last_line(result)["step"] == 7
+
+
+def test_checkpoint_of_another_model_is_refused(trained, gmf, base):
+    words = ("--ckpt_path", trained.best, "--name", "other", "--model.decode_head.channels", "8")
+    result = gmf("fit", *base, *words)
+    assert result.code == 2
+    assert "is of another model" in result.err
+    assert "--init_from" in result.err
+
+
+def test_weights_alone_are_no_checkpoint(trained, gmf, base, tmp_path):
+    assert gmf("convert", trained.best, "plain.safetensors").code == 0
+    result = gmf("fit", *base, "--ckpt_path", "plain.safetensors", "--name", "other")
+    assert result.code == 2
+    assert "holds weights alone" in result.err
+
+
+def test_a_checkpoint_spares_a_run_of_another_config(trained, gmf, base, tmp_path):
+    run = shutil.copytree(trained.best.parent.parent, tmp_path / "runs" / "done")
+    before = (run / "config.yaml").read_text()
+    words = ("--ckpt_path", trained.best, "--name", "done", "--model.optimizer.lr", "0.5")
+    result = gmf("fit", *base, *words)
+    assert result.code == 2
+    assert "model.optimizer.lr" in result.err
+    assert (run / "config.yaml").read_text() == before
+
+
+def test_fresh_spares_a_run_that_is_alive(trained, gmf, base, tmp_path):
+    run = shutil.copytree(trained.best.parent.parent, tmp_path / "runs" / "done")
+    hold = (
+        "import sys, time; from pathlib import Path;"
+        "from gmf_platform.cli.run_directory import RunDirectory;"
+        "run = RunDirectory(Path(sys.argv[1])); run.acquire(); print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(run)], stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout.readline() == "held\n"
+        result = gmf("fit", *base, "--name", "done", "--fresh")
+        holder.kill()
+    assert result.code == 2
+    assert "is alive" in result.err
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["done"]
+
+
+def test_masks_that_leave_nothing_are_refused(gmf, base, sample_ade20k, tmp_path):
+    root = shutil.copytree(sample_ade20k, tmp_path / "data")
+    for path in (root / "annotations").rglob("*.png"):
+        mask = np.asarray(Image.open(path))
+        Image.fromarray(np.where(mask > 3, 255, 0).astype(np.uint8)).save(path)
+    words = ("--data.root", root, "--data.classes", "[ground, object]", "--name", "a")
+    result = gmf("fit", *base, *words)
+    assert result.code == 2
+    assert "masks were looked at, and they do not fit the config" in result.err
 
 
 def test_weights_to_begin_with(trained, gmf, base):
