@@ -1,7 +1,7 @@
 """Time of our GroupMixFormer beside the authors' own file and timm's Swin, on the CPU.
 
-    git clone https://github.com/AILab-CVC/GroupMixFormer /tmp/official
-    python benchmarks/backbone.py --official /tmp/official/models/groupmixformer.py
+    git clone https://github.com/AILab-CVC/GroupMixFormer ../GroupMixFormer
+    python benchmarks/backbone.py --official ../GroupMixFormer/models/groupmixformer.py
 
 The authors' file needs the package einops. Networks take turns, so that a busy machine slows all
 alike, and the smallest time of each counts.
