@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gmf_platform.tasks.segmentation as task_module
+import gmf_platform.evaluation.inference as inference_module
 from gmf_platform.cli.arguments import VerbParser, parse_arguments
 from gmf_platform.cli.experiment import Experiment
 
@@ -34,7 +34,7 @@ def main() -> None:
     model = experiment.task.model
     model.forward = timed(model.forward, "forward", seconds)
     resize = "labels_at_original_size"
-    setattr(task_module, resize, timed(getattr(task_module, resize), "resize", seconds))
+    setattr(inference_module, resize, timed(getattr(inference_module, resize), "resize", seconds))
     loop = experiment.trainer.validate_loop
     loop.run = timed(loop.run, "evaluation", seconds)
     experiment.trainer.validate(experiment.task, experiment.datamodule, verbose=False)
