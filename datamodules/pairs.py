@@ -11,7 +11,6 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "Pairing",
     "find_file_pairs",
-    "find_pairs",
     "pair_folders",
     "read_pair_list",
 ]
@@ -107,15 +106,6 @@ def pair_folders(images: Path, masks: Path) -> Pairing:
         _by_key(path for path in masks.iterdir() if path.suffix.lower() == ".png"),
         where=(str(images), str(masks)),
     )
-
-
-def find_pairs(images: Path, masks: Path) -> list[tuple[Path, Path]]:
-    """Image and mask files of equal stem, in the order of their names.
-
-    Raises:
-        DataError: images without a mask, naming the first; or no images.
-    """
-    return pair_folders(images, masks).whole()
 
 
 def find_file_pairs(images: Path, masks: Path, *, mask_suffix: str = "") -> Pairing:

@@ -27,6 +27,7 @@ def run(verb: str, argv: Sequence[str]) -> int:
     from gmf_platform.cli.device import check_device
     from gmf_platform.cli.experiment import Experiment
     from gmf_platform.cli.output import advising_on_memory, log_to
+    from gmf_platform.models.weights import read_facts
 
     log_to(None)
     experiment = Experiment(arguments)
@@ -42,26 +43,17 @@ def run(verb: str, argv: Sequence[str]) -> int:
         return ExitCode.DONE
     print(task.score_table(), file=sys.stderr)
     path = checkpoint or experiment.init_from
+    path = path if path is not None and path.is_file() else None  # none with --allow-random
     line = {
         "verb": verb,
-        "step": _step(path),
+        "step": read_facts(path).get("global_step") if path else None,
         "split": experiment.datamodule.test_split if verb == "test" else "validation",
         **task.evaluation_settings(),
         **scores,
         "checkpoint": str(path) if path else None,
-        "checkpoint_hash": file_hash(path) if path and path.is_file() else None,
+        "checkpoint_hash": file_hash(path) if path else None,
     }
     if folder is not None:
         folder.record(line)
     print(json.dumps(line))
     return ExitCode.DONE
-
-
-def _step(path: Path | None) -> int | None:
-    """The optimiser step that a checkpoint of ours was written at."""
-    import torch
-
-    if path is None or path.suffix != ".ckpt" or not path.is_file():
-        return None
-    step = torch.load(path, map_location="cpu", mmap=True, weights_only=True).get("global_step")
-    return None if step is None else int(step)

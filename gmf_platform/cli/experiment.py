@@ -27,7 +27,7 @@ from gmf_platform.cli.precheck import NO_WEIGHTS
 from gmf_platform.cli.sources import Sources, canonical
 from gmf_platform.distributed.checkpoint_io import AtomicCheckpointIO
 from gmf_platform.errors import UserError
-from gmf_platform.models.weights import LoadReport, load_weights
+from gmf_platform.models.weights import LoadReport, load_weights, read_facts
 from gmf_platform.tasks import BaseTask
 
 __all__ = ["Experiment", "is_first_process"]
@@ -185,11 +185,9 @@ class Experiment:
 
     def take_classes(self, path: Path) -> None:
         """Take the class names from a checkpoint of ours: the data may not be at hand."""
-        if path.suffix != ".ckpt" or "classes" not in self.config.data.init_args:
-            return
-        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        names = content.get("gmf_platform", {}).get("class_names")
-        self.config.data.init_args.classes = names
+        names = read_facts(path).get("class_names")
+        if names and "classes" in self.config.data.init_args:
+            self.config.data.init_args.classes = names
 
     def plan_training(self) -> None:
         """Set the trainer's numbers, which are in batches, from the config's optimiser steps.

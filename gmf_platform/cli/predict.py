@@ -3,14 +3,13 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from datamodules.pairs import IMAGE_SUFFIXES
 from gmf_platform.cli.arguments import VerbParser, parse_arguments
 from gmf_platform.cli.sources import Sources
 from gmf_platform.cli.trained import check_weights, load_trained
 from gmf_platform.errors import ExitCode, UserError
 
 __all__ = ["find_images", "run"]
-
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 def run(verb: str, argv: Sequence[str]) -> int:
@@ -79,7 +78,7 @@ def find_images(words: Sequence[str]) -> dict[Path, Path]:
     for word in words:
         path = Path(word)
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES)
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
             new = {p: p.relative_to(path).with_suffix("") for p in inside}
         else:
             files = [path] if path.is_file() else _glob(word)

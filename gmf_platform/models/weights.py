@@ -25,6 +25,7 @@ __all__ = [
     "check_resumable",
     "find_variant",
     "load_weights",
+    "read_facts",
     "read_state_dict",
 ]
 
@@ -119,6 +120,21 @@ def load_weights(model: nn.Module, path: str | Path, *, allow_partial: bool = Fa
         {target: found[name] for name, target in names.items() if fits[name]}, strict=False
     )
     return report
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """What a checkpoint of ours says beside its tensors.
+
+    Returns:
+        ``global_step`` and ``class_names``; nothing for files of another origin.
+
+    Raises:
+        UserError: the file is damaged, or asks to run code.
+    """
+    content = {} if path.suffix == ".safetensors" else _unpickle(path)
+    if not isinstance(content, Mapping) or "gmf_platform" not in content:
+        return {}
+    return {"global_step": content["global_step"], **content["gmf_platform"]}
 
 
 def check_resumable(model: nn.Module, path: str | Path) -> None:

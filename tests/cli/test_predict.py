@@ -160,3 +160,13 @@ def test_images_are_not_overwritten(trained, gmf, photos):
         assert result.code == 2
         assert "photos/more/a.png would be overwritten by its own labels" in result.err
         assert image.read_bytes() == before
+
+
+def test_damaged_checkpoint_is_said(trained, gmf, base, sample_ade20k, tmp_path):
+    damaged = tmp_path / "damaged.ckpt"
+    damaged.write_bytes(trained.best.read_bytes()[:5000])
+    images = ("--images", sample_ade20k / "images" / "validation", "--output", "out")
+    result = gmf("predict", *base, "--ckpt_path", damaged, *images)
+    assert result.code == 2
+    assert "damaged.ckpt" in result.err
+    assert "Traceback" not in result.err
