@@ -3,18 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
-from numpy.typing import NDArray
 from PIL import Image
 
 from gmf_platform.callbacks.logger import RunLogger
-from gmf_platform.evaluation.drawing import comparison
+from gmf_platform.evaluation.drawing import Compared, comparison
 
 __all__ = ["Pictures"]
-
-Row = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]
 
 
 class Pictures(Callback):
@@ -30,7 +25,7 @@ class Pictures(Callback):
         super().__init__()
         self.count = count
         self.path: Path | None = None
-        self._rows: list[Row] = []
+        self._rows: list[Compared] = []
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a new sheet."""
@@ -48,13 +43,8 @@ class Pictures(Callback):
         """Take the first images of the first process: the same ones each time."""
         if not trainer.is_global_zero or trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        labels = outputs["labels"]
-        for i in range(min(len(labels), self.count - len(self._rows))):
-            height, width = batch["sizes"][i].tolist()
-            image = batch["images"][i, :, :height, :width].permute(1, 2, 0).cpu().numpy()
-            truth, guess = batch["masks"][i].cpu().numpy(), labels[i].cpu().numpy()
-            whole = cv2.resize(np.ascontiguousarray(image), truth.shape[::-1])
-            self._rows.append((whole.astype(np.uint8, copy=False), truth, guess))
+        for i in range(min(len(batch["ids"]), self.count - len(self._rows))):
+            self._rows.append(pl_module.compared(batch, outputs, i))  # type: ignore[operator]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw, log and write the sheet."""

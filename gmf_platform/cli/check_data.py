@@ -137,7 +137,7 @@ def _write_sheet(path: Path, data: "BaseDataModule", report: "Report") -> None:
 
 
 def _draw(split: Any, index: int, colours: Any) -> tuple[str, Any]:
-    from gmf_platform.evaluation.drawing import overlay
+    from gmf_platform.evaluation.drawing import draw_truth
 
-    image, labels = split.read(index)
-    return split.name(index), overlay(image, labels, colours)
+    image, targets = split.read(index)
+    return split.name(index), draw_truth(image, targets, colours)

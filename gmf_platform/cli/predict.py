@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from datamodules.pairs import IMAGE_SUFFIXES
 from gmf_platform.cli.arguments import VerbParser, parse_arguments
@@ -9,28 +10,31 @@ from gmf_platform.cli.sources import Sources
 from gmf_platform.cli.trained import check_weights, load_trained
 from gmf_platform.errors import ExitCode, UserError
 
+if TYPE_CHECKING:
+    from gmf_platform.deploy.writers import PredictionWriter
+    from gmf_platform.tasks import BaseTask
+
 __all__ = ["find_images", "run"]
 
 
 def run(verb: str, argv: Sequence[str]) -> int:
     """Run the verb; see ``predict --help``."""
-    parser = VerbParser(verb, "Write predictions for image files: labels and overlay pictures.")
+    parser = VerbParser(verb, "Write predictions for image files, and pictures of them.")
     parser.add_weights()
     parser.add_argument(
         "--images", nargs="+", required=True, metavar="PATH", help="files, folders or globs"
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="to write to")
     arguments = parse_arguments(parser, argv)
-    if arguments.options.output.is_file():
-        raise UserError(f"--output {arguments.options.output}: is a file; name a folder")
+    output: Path = arguments.options.output
+    if output.is_file():
+        raise UserError(f"--output {output}: is a file; name a folder")
     images = find_images(arguments.options.images)
-    _spare_images(images, arguments.options.output)
     checkpoint = check_weights(arguments, Sources(arguments))
 
     from gmf_platform.cli.device import check_device
     from gmf_platform.cli.experiment import Experiment
     from gmf_platform.cli.output import advising_on_memory, log_to
-    from gmf_platform.deploy.writers import SegmentationWriter
 
     log_to(None)
     experiment = Experiment(arguments)
@@ -40,7 +44,8 @@ def run(verb: str, argv: Sequence[str]) -> int:
     experiment.build(Path(), quiet=True)
     load_trained(experiment, checkpoint, arguments.options)
     trainer = experiment.trainer
-    writer = SegmentationWriter(arguments.options.output, images, experiment.task.class_names)
+    writer = _writer(experiment.task)(output, images, experiment.task.class_names)
+    _spare_images(writer, images)
     trainer.callbacks.append(writer)  # type: ignore[attr-defined]
     loader = experiment.datamodule.predict_loader(
         list(images), rank=trainer.global_rank, world_size=trainer.world_size
@@ -48,16 +53,27 @@ def run(verb: str, argv: Sequence[str]) -> int:
     with advising_on_memory(experiment):
         trainer.predict(experiment.task, loader, return_predictions=False)
     if trainer.is_global_zero:
-        print(f"{len(images)} images: labels and overlays are in {arguments.options.output}")
+        print(f"{len(images)} images: {writer.what} are in {output}")
     return ExitCode.DONE
 
 
-def _spare_images(images: Mapping[Path, Path], output: Path) -> None:
+def _writer(task: "BaseTask") -> "type[PredictionWriter]":
+    from gmf_platform.deploy import writers
+    from gmf_platform.tasks import SegmentationTask
+
+    match task:
+        case SegmentationTask():
+            return writers.SegmentationWriter
+    raise UserError(f"model.class_path: nothing here writes what {type(task).__name__} predicts")
+
+
+def _spare_images(writer: "PredictionWriter", images: Mapping[Path, Path]) -> None:
     for source, name in images.items():
-        if (output / name.with_name(f"{name.name}.png")).resolve() == source.resolve():
+        written = (writer.output / name.with_name(f"{name.name}{s}") for s in writer.suffixes)
+        if any(path.resolve() == source.resolve() for path in written):
             raise UserError(
-                f"--output {output}: {source} would be overwritten by its own labels; name "
-                "another folder"
+                f"--output {writer.output}: {source} would be overwritten by its own prediction; "
+                "name another folder"
             )
 
 

@@ -2,17 +2,29 @@
 
 import colorsys
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-__all__ = ["colour_labels", "comparison", "contact_sheet", "overlay", "palette"]
+__all__ = [
+    "Compared",
+    "colour_labels",
+    "compare_labels",
+    "comparison",
+    "contact_sheet",
+    "draw_truth",
+    "overlay",
+    "palette",
+]
 
 Picture = NDArray[np.uint8]
 _IGNORED = (0, 0, 0)
 _LEGEND_COLUMNS, _ROW = 6, 18
+WIDTH = 320
+"""Of one of the pictures in a sheet, pixels."""
 
 
 def palette(num_classes: int) -> Picture:
@@ -40,22 +52,67 @@ def overlay(image: Picture, labels: Picture, colours: Picture, opacity: float = 
     return np.where(known, painted, image).astype(np.uint8)
 
 
-def comparison(
-    rows: Sequence[tuple[Picture, Picture, Picture]], class_names: Sequence[str], width: int = 320
-) -> Picture:
-    """Image, truth and prediction side by side, one row an image, over a legend.
+def draw_truth(image: Picture, targets: Any, colours: Picture) -> Picture:
+    """An image (H, W, 3) with its targets drawn.
 
     Args:
-        rows: image (H, W, 3), true labels (H, W), predicted labels (H, W).
+        image: of any size.
+        targets: labels (H, W) of each pixel, or the label of the whole image, which its name
+            tells already.
+        colours: see `palette`.
+    """
+    match targets:
+        case np.ndarray():
+            return overlay(image, targets, colours)
+        case _:
+            return image
+
+
+class Compared(NamedTuple):
+    """A row of `comparison`.
+
+    Attributes:
+        picture: (h, 3 * w, 3): image, truth and prediction side by side.
+        labels: those drawn in it, for the legend.
+    """
+
+    picture: Picture
+    labels: set[int]
+
+
+def compare_labels(
+    image: Picture, truth: Picture, guess: Picture, colours: Picture, *, width: int = WIDTH
+) -> Compared:
+    """An image (H, W, 3) beside its true and its predicted labels (H, W).
+
+    Args:
+        image: of any size; it is drawn ``width`` pixels wide.
+        truth: labels, at the image's proportions.
+        guess: likewise.
+        colours: see `palette`.
+        width: of each of the three, pixels.
+    """
+    size = (width, round(width * truth.shape[0] / truth.shape[1]))
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+    labels = (cv2.resize(x, size, interpolation=cv2.INTER_NEAREST) for x in (truth, guess))
+    painted = (overlay(small, x.astype(np.uint8), colours, 0.7) for x in labels)
+    present = {int(label) for labels in (truth, guess) for label in np.unique(labels)}
+    return Compared(np.concatenate([small, *painted], axis=1), present)
+
+
+def comparison(rows: Sequence[Compared], class_names: Sequence[str]) -> Picture:
+    """Images with truth and prediction, one row an image, over a legend.
+
+    Args:
+        rows: all of one width.
         class_names: in label order; the legend names the classes that occur.
-        width: of each of the three pictures, pixels.
     """
     colours = palette(len(class_names))
-    drawn = [_header(width), *(_row(*row, colours, width) for row in rows)]
-    present = np.unique(np.concatenate([np.unique(labels) for row in rows for labels in row[1:]]))
-    present = present[present < len(class_names)]
-    drawn.append(_legend([(class_names[i], colours[i]) for i in present], 3 * width))
-    return np.concatenate(drawn)
+    width = rows[0].picture.shape[1]
+    present = sorted(set().union(*(row.labels for row in rows)))
+    legend = [(class_names[i], colours[i]) for i in present if i < len(class_names)]
+    pictures = (row.picture for row in rows)
+    return np.concatenate([_header(width), *pictures, _legend(legend, width)])
 
 
 def contact_sheet(
@@ -94,18 +151,10 @@ def _tile(name: str, picture: Picture, width: int, height: int) -> Picture:
     return np.asarray(canvas)
 
 
-def _row(image: Picture, truth: Picture, guess: Picture, colours: Picture, width: int) -> Picture:
-    size = (width, round(width * image.shape[0] / image.shape[1]))
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
-    labels = (cv2.resize(x, size, interpolation=cv2.INTER_NEAREST) for x in (truth, guess))
-    painted = (overlay(small, x.astype(np.uint8), colours, 0.7) for x in labels)
-    return np.concatenate([small, *painted], axis=1)
-
-
 def _header(width: int) -> Picture:
-    canvas = Image.new("RGB", (3 * width, _ROW), "white")
+    canvas = Image.new("RGB", (width, _ROW), "white")
     for i, title in enumerate(("image", "truth", "prediction")):
-        ImageDraw.Draw(canvas).text((i * width + 4, 3), title, fill="black")
+        ImageDraw.Draw(canvas).text((i * width // 3 + 4, 3), title, fill="black")
     return np.asarray(canvas)
 
 

@@ -1,24 +1,35 @@
 """What all tasks share: optimiser, schedule, compile, memory format, exact randomness."""
 
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from gmf_platform.evaluation.drawing import Compared
 from gmf_platform.models.norm import NormMode, set_norm_mode
-from gmf_platform.optim import Schedule, parameter_groups
+from gmf_platform.optim import Polynomial, Schedule, parameter_groups
 
-__all__ = ["BaseTask", "HeadFactory", "NormMode"]
+__all__ = ["BaseTask", "HeadFactory", "NormMode", "unpadded"]
 
 HeadFactory = Callable[[Sequence[int], int], nn.Module]
 """Makes a head from the backbone's channels and the number of classes."""
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
+
+
+def unpadded(batch: Mapping[str, Any], index: int) -> NDArray[np.uint8]:
+    """An image of a batch as the network saw it, (H, W, 3), without its padding."""
+    height, width = batch["sizes"][index].tolist()
+    image = batch["images"][index, :, :height, :width].permute(1, 2, 0)
+    return np.ascontiguousarray(image.cpu().numpy())
 
 
 class BaseTask(LightningModule):
@@ -30,7 +41,7 @@ class BaseTask(LightningModule):
     Args:
         class_names: in label order; they travel in the checkpoint.
         optimizer: makes the optimiser from parameter groups.
-        schedule: of the learning rate over the run's optimiser steps.
+        schedule: of the learning rate over the run's optimiser steps; None: Polynomial.
         lr_for_batch_size: the global batch that the optimiser's learning rate is meant for;
             it is scaled by ``data.global_batch_size`` over this. None: not scaled.
         decay_norms_and_biases: weight decay is for these parameters too.
@@ -45,8 +56,8 @@ class BaseTask(LightningModule):
         self,
         class_names: Sequence[str],
         *,
-        optimizer: OptimizerCallable,
-        schedule: Schedule,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        schedule: Schedule | None = None,
         lr_for_batch_size: int | None = None,
         decay_norms_and_biases: bool = False,
         norm: NormMode = "sync",
@@ -57,7 +68,7 @@ class BaseTask(LightningModule):
         # A process may get no image to predict: nothing is repeated to fill it up.
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self.class_names = list(class_names)
-        self.optimizer, self.schedule = optimizer, schedule
+        self.optimizer, self.schedule = optimizer, schedule or Polynomial()
         self.lr_for_batch_size = lr_for_batch_size
         self.decay_norms_and_biases = decay_norms_and_biases
         self.norm, self.compiled, self.seed = norm, compile, seed
@@ -117,6 +128,16 @@ class BaseTask(LightningModule):
             self._step_losses[f"train/{name}"] = before + loss.detach() / parts
         self.log_dict(self._step_losses, batch_size=1)
         return total
+
+    @abstractmethod
+    def compared(self, batch: dict[str, Any], outputs: Any, index: int) -> Compared:
+        """An image of a validation batch beside its truth and what was predicted.
+
+        Args:
+            batch: of validation.
+            outputs: what ``validation_step`` returned for it; ``len(batch["ids"])`` images.
+            index: of the image in the batch.
+        """
 
     def evaluation_settings(self) -> dict[str, Any]:
         """What a score depends on beside the weights, for its line in metrics.jsonl."""

@@ -3,15 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from gmf_platform.evaluation import Inference, MeanIoU, SegmentationScores, WholeImage
+from gmf_platform.evaluation.drawing import Compared, compare_labels, palette
 from gmf_platform.models.losses import CrossEntropy
 from gmf_platform.models.segmenter import Segmenter
-from gmf_platform.optim import Polynomial, Schedule
-from gmf_platform.tasks.base import BaseTask, HeadFactory, NormMode
+from gmf_platform.tasks.base import BaseTask, HeadFactory, unpadded
 
 __all__ = ["SegmentationTask"]
 
@@ -27,7 +25,7 @@ class SegmentationTask(BaseTask):
         auxiliary_weight: of the auxiliary head's loss.
         loss: (logits, labels) -> scalar, for both heads; None: cross-entropy.
         inference: how images are predicted in validation, test and predict; None: whole.
-        optimizer: see BaseTask, as all below.
+        training: see BaseTask.
     """
 
     model: Segmenter
@@ -42,24 +40,9 @@ class SegmentationTask(BaseTask):
         auxiliary_weight: float = 0.4,
         loss: nn.Module | None = None,
         inference: Inference | None = None,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
-        schedule: Schedule | None = None,
-        lr_for_batch_size: int | None = None,
-        decay_norms_and_biases: bool = False,
-        norm: NormMode = "sync",
-        compile: bool = False,
-        seed: int = 0,
+        **training: Any,
     ) -> None:
-        super().__init__(
-            class_names,
-            optimizer=optimizer,
-            schedule=schedule or Polynomial(),
-            lr_for_batch_size=lr_for_batch_size,
-            decay_norms_and_biases=decay_norms_and_biases,
-            norm=norm,
-            compile=compile,
-            seed=seed,
-        )
+        super().__init__(class_names, **training)
         self.build_model(backbone, decode_head, auxiliary_head)
         self.build_losses(loss, auxiliary_weight)
         self.build_metrics()
@@ -105,6 +88,12 @@ class SegmentationTask(BaseTask):
     def on_validation_epoch_end(self) -> None:
         """Score the split."""
         self.log_scores("val")
+
+    def compared(self, batch: dict[str, Any], outputs: dict[str, Any], index: int) -> Compared:
+        """An image of a validation batch beside its true and predicted labels."""
+        truth, guess = (x[index].cpu().numpy() for x in (batch["masks"], outputs["labels"]))
+        colours = palette(len(self.class_names))
+        return compare_labels(unpadded(batch, index), truth, guess, colours)
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """As in validation."""

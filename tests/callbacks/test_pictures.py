@@ -6,8 +6,20 @@ import torch
 from PIL import Image
 
 from gmf_platform.callbacks import Pictures
+from gmf_platform.evaluation.drawing import Compared
+from gmf_platform.tasks.base import unpadded
 
-TASK = SimpleNamespace(class_names=["grass", "water"])
+
+class Task:
+    class_names = ("grass", "water")
+
+    def compared(self, batch, outputs, index):
+        """The image three times, each in one of the sheet's columns."""
+        image = unpadded(batch, index)
+        return Compared(np.concatenate([image.repeat(2, 0).repeat(2, 1)] * 3, 1), {outputs})
+
+
+TASK = Task()
 
 
 @pytest.fixture
@@ -23,22 +35,21 @@ def trainer(tmp_path):
 
 
 def batch(*greys):
-    """Images of one grey each, 40 x 60 in a frame of 64 x 64, whose masks are twice as large."""
+    """Images of one grey each, 40 x 60 in a frame of 64 x 64."""
     images = torch.zeros(len(greys), 3, 64, 64, dtype=torch.uint8)
     for image, grey in zip(images, greys, strict=True):
         image[:, :40, :60] = grey
     return {
         "images": images,
         "sizes": torch.tensor([[40, 60]] * len(greys)),
-        "masks": [torch.zeros(80, 120, dtype=torch.uint8) for _ in greys],
+        "ids": [str(grey) for grey in greys],
     }
 
 
 def validate(callback, trainer, *batches):
     callback.on_validation_start(trainer, TASK)
     for number, part in enumerate(batches):
-        labels = [torch.ones(80, 120, dtype=torch.uint8) for _ in part["masks"]]
-        callback.on_validation_batch_end(trainer, TASK, {"labels": labels}, part, number)
+        callback.on_validation_batch_end(trainer, TASK, 1, part, number)
     callback.on_validation_end(trainer, TASK)
 
 

@@ -158,7 +158,7 @@ def test_images_are_not_overwritten(trained, gmf, photos):
     for images, output in (("photos", "photos"), ("photos/more/a.png", "photos/../photos/more")):
         result = gmf("predict", "--run", trained.path, "--images", images, "--output", output)
         assert result.code == 2
-        assert "photos/more/a.png would be overwritten by its own labels" in result.err
+        assert "photos/more/a.png would be overwritten by its own prediction" in result.err
         assert image.read_bytes() == before
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from gmf_platform.evaluation.drawing import (
     colour_labels,
+    compare_labels,
     comparison,
     contact_sheet,
     overlay,
@@ -52,8 +53,9 @@ def test_overlay_mixes_known_and_leaves_ignored(image):
 @pytest.mark.parametrize(("classes", "legend_rows"), [(2, 1), (6, 1), (7, 2)])
 def test_comparison_size(image, classes, legend_rows):
     truth = np.arange(40 * 60, dtype=np.uint8).reshape(40, 60) % classes
-    rows = [(image, truth, truth), (image[:30], truth[:30], truth[:30])]
-    sheet = comparison(rows, [f"class {i}" for i in range(10)], width=90)
+    colours = palette(10)
+    rows = [compare_labels(image[:n], truth[:n], truth[:n], colours, width=90) for n in (40, 30)]
+    sheet = comparison(rows, [f"class {i}" for i in range(10)])
     assert sheet.dtype == np.uint8
     assert sheet.shape == (18 + 60 + 45 + 18 * legend_rows + 4, 270, 3)
 
@@ -61,7 +63,8 @@ def test_comparison_size(image, classes, legend_rows):
 def test_comparison_shows_image_truth_and_prediction(image):
     truth, guess = np.zeros((2, 40, 60), dtype=np.uint8)
     guess += 1
-    sheet = comparison([(image, truth, guess)], ["a", "b"], width=60)
+    row = compare_labels(image, truth, guess, palette(2), width=60)
+    sheet = comparison([row], ["a", "b"])
     colours = palette(2)
     parts = sheet[18:58, :60], sheet[18:58, 60:120], sheet[18:58, 120:]
     expected = image, overlay(image, truth, colours, 0.7), overlay(image, guess, colours, 0.7)
@@ -70,7 +73,8 @@ def test_comparison_shows_image_truth_and_prediction(image):
 
 def test_comparison_of_only_ignored_pixels(image):
     nothing = np.full((40, 60), 255, dtype=np.uint8)
-    sheet = comparison([(image, nothing, nothing)], ["a", "b"], width=60)
+    row = compare_labels(image, nothing, nothing, palette(2), width=60)
+    sheet = comparison([row], ["a", "b"])
     assert np.array_equal(sheet[18:58, 60:120], image)
 
 

@@ -1,32 +1,37 @@
-"""Predictions to files."""
+"""What all writers share: where files go, and the legend."""
 
 import json
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
-from PIL import Image
 
-from datamodules.images import read_image
-from gmf_platform.evaluation.drawing import overlay, palette
+from gmf_platform.evaluation.drawing import palette
 
-__all__ = ["SegmentationWriter"]
+__all__ = ["PredictionWriter"]
 
 
-class SegmentationWriter(BasePredictionWriter):
-    """Writes of each image a label picture and an overlay, and once the classes.
+class PredictionWriter(BasePredictionWriter):
+    """Writes the predictions of image files to a folder; ``classes.json`` is the legend.
 
-    ``NAME.png`` holds the labels 0..K-1 as an 8-bit palette picture, so that it is both exact
-    and seen in colour; ``NAME_overlay.jpg`` is the image with the labels over it;
-    ``classes.json`` lists label, name and colour.
+    A subclass writes one image at a time; what it joins over images it writes in ``finish``.
 
     Args:
         output: folder to write to.
         names: image file -> name in the folder, without suffix.
         class_names: in label order.
+
+    Attributes:
+        suffixes: of the files that an image gets, behind its name.
+        what: it writes, in words.
+        colours: of the classes, (256, 3).
     """
+
+    suffixes: ClassVar[Sequence[str]]
+    what: ClassVar[str]
 
     def __init__(
         self, output: Path, names: Mapping[Path, Path], class_names: Sequence[str]
@@ -36,6 +41,16 @@ class SegmentationWriter(BasePredictionWriter):
         self.names = {str(path): name for path, name in names.items()}
         self.class_names = class_names
         self.colours = palette(len(class_names))
+
+    @abstractmethod
+    def write(self, source: Path, target: Path, prediction: Any) -> None:
+        """Write an image's files.
+
+        Args:
+            source: the image file.
+            target: where its files go, without suffix; the folder exists.
+            prediction: what the task's ``predict_step`` says of it.
+        """
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the legend."""
@@ -58,12 +73,14 @@ class SegmentationWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Write a batch."""
-        for source, labels in zip(batch["ids"], prediction, strict=True):
+        for source, predicted in zip(batch["ids"], prediction, strict=True):
             target = self.output / self.names[source]
             target.parent.mkdir(parents=True, exist_ok=True)
-            array = labels.cpu().numpy()
-            picture = Image.fromarray(array, mode="P")
-            picture.putpalette(self.colours.tobytes())
-            picture.save(target.with_name(f"{target.name}.png"))
-            drawn = overlay(read_image(Path(source)), array, self.colours)
-            Image.fromarray(drawn).save(target.with_name(f"{target.name}_overlay.jpg"), quality=92)
+            self.write(Path(source), target, predicted)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Finish what is joined over the images, each process its own."""
+        self.finish(trainer)
+
+    def finish(self, trainer: Trainer) -> None:
+        """Write what is joined over all images; nothing by default."""

@@ -1,0 +1,6 @@
+"""Predictions to files, one writer a task."""
+
+from gmf_platform.deploy.writers.base import PredictionWriter
+from gmf_platform.deploy.writers.segmentation import SegmentationWriter
+
+__all__ = ["PredictionWriter", "SegmentationWriter"]
