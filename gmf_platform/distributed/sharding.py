@@ -1,0 +1,105 @@
+"""A model in shards over processes, by FSDP2."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+__all__ = ["broadcast_from_first", "gathered_whole", "shard", "sharding_units"]
+
+
+def shard(
+    model: nn.Module, mesh: DeviceMesh, *, dtype: torch.dtype, min_unit_parameters: int
+) -> None:
+    """Shard a model in place; one that is sharded already stays as it is.
+
+    All processes go on with the first one's weights: FSDP2 by itself makes a patchwork of each
+    one's own. Norms are a unit of their own that stays in float32.
+
+    Args:
+        model: the same in each process.
+        mesh: one dimension, the processes.
+        dtype: of gathered parameters; gradients are reduced in float32.
+        min_unit_parameters: see `sharding_units`.
+    """
+    if isinstance(model, FSDPModule):
+        return
+    broadcast_from_first(model)
+    model.to(memory_format=torch.contiguous_format)  # a shard is a piece of contiguous memory
+    norms = [module for module in model.modules() if _is_norm(module)]
+    if norms:
+        as_they_are = MixedPrecisionPolicy(cast_forward_inputs=False)
+        fully_shard(norms, mesh=mesh, mp_policy=as_they_are, reshard_after_forward=False)
+    policy = MixedPrecisionPolicy(
+        param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+    for unit in sharding_units(model, min_unit_parameters):
+        fully_shard(unit, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+def sharding_units(model: nn.Module, min_parameters: int) -> list[nn.Module]:
+    """The parts that are gathered one at a time: items of module lists, the innermost of a size.
+
+    Args:
+        model: of any kind.
+        min_parameters: elements that a unit holds at least.
+    """
+    items = {
+        id(item): item
+        for parent in model.modules()
+        if isinstance(parent, nn.ModuleList | nn.Sequential)
+        for item in parent
+        if sum(p.numel() for p in item.parameters()) >= min_parameters
+    }
+    return [
+        item
+        for item in items.values()
+        if not any(id(inner) in items for inner in item.modules() if inner is not item)
+    ]
+
+
+def gathered_whole(module: nn.Module, min_parameters: int) -> Iterator[nn.Module]:
+    """The parts whose parameters must be at hand while they run: units, and what is around them.
+
+    Our blocks read the weights of the layers inside them, which a strategy that gathers layer by
+    layer does not see.
+
+    Args:
+        module: the model.
+        min_parameters: see `sharding_units`.
+    """
+    units = {id(unit) for unit in sharding_units(module, min_parameters)}
+
+    def cover(part: nn.Module) -> Iterator[nn.Module]:
+        holds_units = any(id(inner) in units for inner in part.modules() if inner is not part)
+        is_list = isinstance(part, nn.ModuleList | nn.ModuleDict)
+        if not (holds_units or is_list):
+            yield part
+            return
+        for child in part.children():
+            yield from cover(child)
+
+    yield from cover(module)
+
+
+def broadcast_from_first(model: nn.Module) -> None:
+    """Give each process the parameters and buffers of the first."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    with torch.no_grad():
+        for tensor in _tensors(model):
+            dist.broadcast(tensor, src=0)
+
+
+def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:
+    yield from (p.data for p in model.parameters())
+    yield from model.buffers()
+
+
+def _is_norm(module: nn.Module) -> bool:
+    kinds = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+    return isinstance(module, kinds)

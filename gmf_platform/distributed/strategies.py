@@ -1,0 +1,208 @@
+"""How a model is spread over processes: DDP, FSDP, DeepSpeed ZeRO, each as a strategy of Lightning's."""
+
+import os
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy
+from torch import nn
+
+from gmf_platform.distributed.sharding import gathered_whole, shard
+from gmf_platform.errors import UserError
+
+__all__ = ["DDP", "FSDP", "ZeRO"]
+
+
+class DDP(DDPStrategy):
+    """A whole model in each process; gradients are averaged.
+
+    Args:
+        static_graph: each step uses the same parameters in the same order, as all our tasks do:
+            DDP then learns the order once. Not with one task per step in joint training.
+        timeout_minutes: after which a collective that a process misses ends the job.
+        process_group_backend: ``nccl`` or ``gloo``; None: as the device needs.
+    """
+
+    def __init__(
+        self,
+        *,
+        static_graph: bool = False,
+        timeout_minutes: float = 30.0,
+        process_group_backend: str | None = None,
+    ) -> None:
+        super().__init__(
+            static_graph=static_graph,
+            gradient_as_bucket_view=True,
+            # Norms in mode `sync` agree without it, those in mode `train` before they are used.
+            broadcast_buffers=False,
+            timeout=timedelta(minutes=timeout_minutes),
+            process_group_backend=process_group_backend,
+        )
+
+
+class FSDP(ModelParallelStrategy):
+    """Parameters, gradients and moments in shards over all processes (FSDP2, ``fully_shard``).
+
+    Each block is gathered when it is used. Parameters are gathered and gradients of them computed
+    in ``compute``; gradients are summed over processes in float32, and norms compute in float32.
+
+    Args:
+        compute: ``auto`` takes bfloat16 if the trainer's precision is bf16-mixed.
+        min_unit_parameters: smaller blocks are gathered together with what is around them.
+        sharded_checkpoints: a folder with one file a process, in place of one file with all.
+            For models that do not fit into one process's memory.
+        timeout_minutes: see DDP, as the next.
+        process_group_backend: see DDP.
+    """
+
+    def __init__(
+        self,
+        *,
+        compute: Literal["auto", "float32", "bfloat16"] = "auto",
+        min_unit_parameters: int = 100_000,
+        sharded_checkpoints: bool = False,
+        timeout_minutes: float = 30.0,
+        process_group_backend: str | None = None,
+    ) -> None:
+        super().__init__(
+            data_parallel_size=1,
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=sharded_checkpoints,
+            process_group_backend=process_group_backend,
+            timeout=timedelta(minutes=timeout_minutes),
+        )
+        self.compute, self.min_unit_parameters = compute, min_unit_parameters
+
+    def setup_environment(self) -> None:
+        """Shard over all processes; Lightning's own default is over none."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def prepare(self, model: nn.Module) -> None:
+        """Shard a model in place, from the first process's weights; a second time does nothing."""
+        shard(
+            model.to(self.root_device),
+            self.device_mesh["data_parallel"],
+            dtype=self._dtype(),
+            min_unit_parameters=self.min_unit_parameters,
+        )
+
+    def _dtype(self) -> torch.dtype:
+        match self.compute:
+            case "float32":
+                return torch.float32
+            case "bfloat16":
+                return torch.bfloat16
+            case "auto":
+                mixed = self.precision_plugin.precision == "bf16-mixed"
+                return torch.bfloat16 if mixed else torch.float32
+
+
+class ZeRO(DeepSpeedStrategy):
+    """DeepSpeed's ZeRO: moments (1), gradients too (2), parameters too (3) in shards.
+
+    Weights are float32 and computed with in ``autocast``: DeepSpeed's own bf16 mode casts the
+    parameters of norms and leaves their statistics. On a CPU this is for tests alone.
+
+    Args:
+        stage: of ZeRO.
+        autocast: of the model's operations.
+        offload_optimizer: moments in the memory of the CPU.
+        persistence_threshold: stage 3 does not shard parameters of fewer elements.
+        min_unit_parameters: see FSDP; in stage 3.
+        timeout_minutes: see DDP, as the next.
+        process_group_backend: see DDP.
+
+    Raises:
+        UserError: DeepSpeed is not installed.
+    """
+
+    def __init__(
+        self,
+        *,
+        stage: Literal[1, 2, 3] = 2,
+        autocast: Literal["bfloat16", "float16", "none"] = "bfloat16",
+        offload_optimizer: bool = False,
+        persistence_threshold: int = 100_000,
+        min_unit_parameters: int = 100_000,
+        timeout_minutes: float = 30.0,
+        process_group_backend: str | None = None,
+    ) -> None:
+        _prepare_import()
+        super().__init__(
+            config=_deepspeed_config(stage, autocast, offload_optimizer, persistence_threshold),
+            timeout=timedelta(minutes=timeout_minutes),
+            process_group_backend=process_group_backend,
+        )
+        self.min_unit_parameters = min_unit_parameters
+
+    @property
+    def parallel_devices(self) -> list[torch.device] | None:
+        """The devices of this node."""
+        return self._parallel_devices
+
+    @parallel_devices.setter
+    def parallel_devices(self, devices: list[torch.device] | None) -> None:
+        """DeepSpeed wants each device's number; Lightning's CPU devices have none."""
+        if devices and devices[0].type == "cpu":
+            devices = [torch.device("cpu", i) for i in range(len(devices))]
+        self._parallel_devices = devices
+
+    def setup_environment(self) -> None:
+        """As Lightning's, which refuses CPUs."""
+        if isinstance(self.accelerator, CPUAccelerator):
+            super(DeepSpeedStrategy, self).setup_environment()
+        else:
+            super().setup_environment()
+
+    def prepare(self, model: nn.Module) -> None:
+        """Lay parameters out as DeepSpeed's flat buffers need them, and say what to gather."""
+        from deepspeed.utils import set_z3_leaf_module
+
+        model.to(memory_format=torch.contiguous_format)
+        if self.zero_stage_3:
+            for part in gathered_whole(model, self.min_unit_parameters):
+                set_z3_leaf_module(part, True)
+
+
+def _prepare_import() -> None:
+    """Import DeepSpeed without compiling anything that is not needed.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    try:
+        import deepspeed
+    except ImportError:
+        raise UserError(
+            "trainer.strategy: ZeRO needs DeepSpeed: pip install 'gmf_platform[deepspeed]'"
+        ) from None
+    if not torch.cuda.is_available():
+        # A collective through shared memory, compiled for half a minute on first use.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _deepspeed_config(
+    stage: int, autocast: str, offload_optimizer: bool, persistence_threshold: int
+) -> dict[str, Any]:
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "contiguous_gradients": True,
+        "overlap_comm": torch.cuda.is_available(),
+    }
+    if stage == 3:
+        zero["stage3_param_persistence_threshold"] = persistence_threshold
+    if offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    config: dict[str, Any] = {
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": zero,
+    }
+    if autocast != "none":
+        config["torch_autocast"] = {"enabled": True, "dtype": autocast}
+    return config
