@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-__all__ = ["broadcast_from_first", "gathered_whole", "shard", "sharding_units"]
+__all__ = ["broadcast_from_first", "shard", "sharding_units"]
 
 
 def shard(
@@ -60,30 +60,6 @@ def sharding_units(model: nn.Module, min_parameters: int) -> list[nn.Module]:
         for item in items.values()
         if not any(id(inner) in items for inner in item.modules() if inner is not item)
     ]
-
-
-def gathered_whole(module: nn.Module, min_parameters: int) -> Iterator[nn.Module]:
-    """The parts whose parameters must be at hand while they run: units, and what is around them.
-
-    Our blocks read the weights of the layers inside them, which a strategy that gathers layer by
-    layer does not see.
-
-    Args:
-        module: the model.
-        min_parameters: see `sharding_units`.
-    """
-    units = {id(unit) for unit in sharding_units(module, min_parameters)}
-
-    def cover(part: nn.Module) -> Iterator[nn.Module]:
-        holds_units = any(id(inner) in units for inner in part.modules() if inner is not part)
-        is_list = isinstance(part, nn.ModuleList | nn.ModuleDict)
-        if not (holds_units or is_list):
-            yield part
-            return
-        for child in part.children():
-            yield from cover(child)
-
-    yield from cover(module)
 
 
 def broadcast_from_first(model: nn.Module) -> None:

@@ -6,13 +6,19 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    ModelParallelStrategy,
+    Strategy,
+)
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
-from gmf_platform.distributed.sharding import gathered_whole, shard
+from gmf_platform.distributed.sharding import shard
 from gmf_platform.errors import UserError
 
-__all__ = ["DDP", "FSDP", "ZeRO"]
+__all__ = ["DDP", "FSDP", "ZeRO", "saves_folders"]
 
 
 class DDP(DDPStrategy):
@@ -74,6 +80,7 @@ class FSDP(ModelParallelStrategy):
             timeout=timedelta(minutes=timeout_minutes),
         )
         self.compute, self.min_unit_parameters = compute, min_unit_parameters
+        self.sharded_checkpoints = sharded_checkpoints
 
     def setup_environment(self) -> None:
         """Shard over all processes; Lightning's own default is over none."""
@@ -88,6 +95,27 @@ class FSDP(ModelParallelStrategy):
             dtype=self._dtype(),
             min_unit_parameters=self.min_unit_parameters,
         )
+
+    def on_validation_start(self) -> None:
+        """Gather all parameters: processes may hold unequal numbers of evaluation batches."""
+        self._hold_whole(True)
+
+    def on_validation_end(self) -> None:
+        """Let go of them."""
+        self._hold_whole(False)
+
+    on_test_start = on_predict_start = on_validation_start
+    on_test_end = on_predict_end = on_validation_end
+
+    def _hold_whole(self, whole: bool) -> None:
+        assert self.model is not None
+        units = [unit for unit in self.model.modules() if isinstance(unit, FSDPModule)]
+        for unit in units:
+            unit.set_reshard_after_forward(not whole, recurse=False)
+            if whole:
+                unit.unshard()
+            else:
+                unit.reshard()
 
     def _dtype(self) -> torch.dtype:
         match self.compute:
@@ -111,7 +139,6 @@ class ZeRO(DeepSpeedStrategy):
         autocast: of the model's operations.
         offload_optimizer: moments in the memory of the CPU.
         persistence_threshold: stage 3 does not shard parameters of fewer elements.
-        min_unit_parameters: see FSDP; in stage 3.
         timeout_minutes: see DDP, as the next.
         process_group_backend: see DDP.
 
@@ -126,7 +153,6 @@ class ZeRO(DeepSpeedStrategy):
         autocast: Literal["bfloat16", "float16", "none"] = "bfloat16",
         offload_optimizer: bool = False,
         persistence_threshold: int = 100_000,
-        min_unit_parameters: int = 100_000,
         timeout_minutes: float = 30.0,
         process_group_backend: str | None = None,
     ) -> None:
@@ -136,7 +162,6 @@ class ZeRO(DeepSpeedStrategy):
             timeout=timedelta(minutes=timeout_minutes),
             process_group_backend=process_group_backend,
         )
-        self.min_unit_parameters = min_unit_parameters
 
     @property
     def parallel_devices(self) -> list[torch.device] | None:
@@ -158,13 +183,27 @@ class ZeRO(DeepSpeedStrategy):
             super().setup_environment()
 
     def prepare(self, model: nn.Module) -> None:
-        """Lay parameters out as DeepSpeed's flat buffers need them, and say what to gather."""
-        from deepspeed.utils import set_z3_leaf_module
+        """Lay parameters out as DeepSpeed's flat buffers need them.
+
+        Stage 3 gathers what a module owns when it is called; what our modules read of those
+        inside them (``borrowed_parameters``) it must be told.
+        """
+        from deepspeed import zero
 
         model.to(memory_format=torch.contiguous_format)
         if self.zero_stage_3:
-            for part in gathered_whole(model, self.min_unit_parameters):
-                set_z3_leaf_module(part, True)
+            for module in model.modules():
+                for parameter in getattr(module, "borrowed_parameters", tuple)():
+                    zero.register_external_parameter(module, parameter)
+
+
+def saves_folders(strategy: Strategy) -> bool:
+    """Whether a checkpoint is a folder, one file or more a process."""
+    match strategy:
+        case FSDP():
+            return strategy.sharded_checkpoints
+        case _:
+            return isinstance(strategy, DeepSpeedStrategy)
 
 
 def _prepare_import() -> None:

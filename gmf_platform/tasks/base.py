@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from gmf_platform.distributed import FSDP, ZeRO
 from gmf_platform.evaluation.drawing import Compared
 from gmf_platform.models.norm import NormMode, set_norm_mode
 from gmf_platform.optim import Polynomial, Schedule, parameter_groups
@@ -84,6 +85,12 @@ class BaseTask(LightningModule):
         if self.compiled:
             model.compile()
         return model
+
+    def configure_model(self) -> None:
+        """Let the strategy spread the model over the processes."""
+        match self.trainer.strategy:
+            case FSDP() | ZeRO() as strategy:
+                strategy.prepare(self.model)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimiser over decayed and not decayed parameters, schedule by optimiser step."""

@@ -8,6 +8,8 @@ Tokens are channels-last (B, H, W, C): the memory of a channels-last image, so t
 and matrix products take the same tensor and nothing is transposed.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -58,6 +60,10 @@ class GroupMixAttention(nn.Module):
         self.aggregator = Aggregator(dim // SEGMENTS)
         self.crpe = ConvRelativePosition(self.head_dim, num_heads)
         self.proj = nn.Linear(dim, dim)
+
+    def borrowed_parameters(self) -> Iterator[Tensor]:
+        """Parameters of modules inside, which `forward` reads without calling those modules."""
+        return self.crpe.parameters()
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix tokens (B, H, W, C) into tokens of the same shape."""
@@ -183,6 +189,10 @@ class SeparableConv(nn.Module):
             inputs, inputs, kernel_size, stride, padding, groups=inputs, bias=False
         )
         self.pointwise_conv = nn.Conv2d(inputs, outputs, 1, bias=False)
+
+    def borrowed_parameters(self) -> Iterator[Tensor]:
+        """See `GroupMixAttention.borrowed_parameters`."""
+        return self.parameters()
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve each of G tensors side by side with the same kernels.
