@@ -40,6 +40,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 def save_checkpoint(trainer: Trainer, target: Path) -> None:
     """Save the state of a run under a name, whole or not at all; all processes call it.
 
+    What had the name before is kept as ``previous.ckpt`` beside it.
+
     Strategies that write a folder write it under a name of its own; when all processes have
     written, ``target`` becomes a link to it. What no link leads to any more is removed.
 
@@ -47,6 +49,8 @@ def save_checkpoint(trainer: Trainer, target: Path) -> None:
         trainer: with its strategy.
         target: a name ending in ``.ckpt``.
     """
+    if trainer.is_global_zero and target.exists():
+        keep_as(target, target.with_name("previous.ckpt"))
     if not saves_folders(trainer.strategy):
         trainer.save_checkpoint(target, weights_only=False)
         return

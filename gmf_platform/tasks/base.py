@@ -124,7 +124,7 @@ class BaseTask(LightningModule):
     def total_loss(self, losses: dict[str, Tensor]) -> Tensor:
         """Sum the losses, and log each by name under ``train/``.
 
-        What is logged is the mean over the micro-batches of an optimiser step.
+        What is logged is the mean over the micro-batches of an optimiser step, and over processes.
         """
         total = torch.stack(list(losses.values())).sum()
         parts = self.trainer.accumulate_grad_batches
@@ -133,7 +133,7 @@ class BaseTask(LightningModule):
         for name, loss in (losses | {"loss": total}).items():
             before = self._step_losses.get(f"train/{name}", 0.0)
             self._step_losses[f"train/{name}"] = before + loss.detach() / parts
-        self.log_dict(self._step_losses, batch_size=1)
+        self.log_dict(self._over_processes(self._step_losses), batch_size=1)
         return total
 
     @abstractmethod
@@ -145,6 +145,17 @@ class BaseTask(LightningModule):
             outputs: what ``validation_step`` returned for it; ``len(batch["ids"])`` images.
             index: of the image in the batch.
         """
+
+    def _over_processes(self, losses: dict[str, Any]) -> dict[str, Any]:
+        """The means over processes, by one collective, on the steps that are logged."""
+        trainer = self.trainer
+        step_ends = (trainer.fit_loop.total_batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        is_logged = step_ends and (trainer.global_step + 1) % every == 0
+        if trainer.world_size == 1 or not is_logged:
+            return losses
+        means = trainer.strategy.reduce(torch.stack(list(losses.values())), reduce_op="mean")
+        return dict(zip(losses, means, strict=True))
 
     def evaluation_settings(self) -> dict[str, Any]:
         """What a score depends on beside the weights, for its line in metrics.jsonl."""
