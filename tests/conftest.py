@@ -137,14 +137,15 @@ def _rank_main(fn, rank, world_size, folder):
     dist.destroy_process_group()
 
 
-@pytest.fixture
-def gmf_processes(tmp_path, tmp_path_factory):
+@pytest.fixture(scope="session")
+def call_processes(tmp_path_factory):
     """Run one command line in several forked processes, as torchrun would start them.
 
-    ``gmf_processes(2, "fit", "--config", ...)`` gives their results by rank.
+    ``call_processes(2, "fit", "--config", ..., cwd=folder)`` gives their results by rank; None for
+    one that was killed.
     """
 
-    def run(world_size, *words, cwd=tmp_path, timeout=120):
+    def run(world_size, *words, cwd, timeout=120):
         folder = tmp_path_factory.mktemp("ranks")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
