@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datamodules.ade20k import ADE20K
     from datamodules.base import BaseDataModule
+    from datamodules.coco import COCO
+    from datamodules.imagenet import ImageNet
     from datamodules.segmentation_files import SegmentationFiles
 
-__all__ = ["ADE20K", "BaseDataModule", "SegmentationFiles"]
+__all__ = ["ADE20K", "COCO", "BaseDataModule", "ImageNet", "SegmentationFiles"]
 
 _HOME = {
     "ADE20K": "datamodules.ade20k",
     "BaseDataModule": "datamodules.base",
+    "COCO": "datamodules.coco",
+    "ImageNet": "datamodules.imagenet",
     "SegmentationFiles": "datamodules.segmentation_files",
 }
 

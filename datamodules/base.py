@@ -131,6 +131,10 @@ class BaseDataModule(LightningDataModule):
         """Optimiser steps in which each training sample is seen once, on average."""
         return len(self.split("training")) / self.global_batch_size  # type: ignore[arg-type]
 
+    def order(self, size: int) -> SampleOrder:
+        """The endless sequence of a run over ``size`` training samples."""
+        return SampleOrder(size, seed=self.seed)
+
     def train_loader(self, *, steps: int, rank: int = 0, world_size: int = 1) -> TrainLoader:
         """The batches of one rank for a run of ``steps`` optimiser steps."""
         dataset = self.split("training")
@@ -140,8 +144,7 @@ class BaseDataModule(LightningDataModule):
                 f"data.global_batch_size {self.global_batch_size} is more than the {size} "
                 f"training samples under {self.root}: set it to {size} or less"
             )
-        order = SampleOrder(size, seed=self.seed)
-        batches = TrainBatches(order, self.plan(world_size), rank=rank, steps=steps)
+        batches = TrainBatches(self.order(size), self.plan(world_size), rank=rank, steps=steps)
         return TrainLoader(dataset, batches, **self._loading(training=True))
 
     def eval_loader(self, split: str, *, rank: int = 0, world_size: int = 1) -> Loader:

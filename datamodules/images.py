@@ -13,12 +13,17 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from gmf_platform.errors import UserError
 
 __all__ = [
+    "ENDINGS",
     "ColourMap",
     "DataError",
     "Flaw",
     "Image8",
     "LabelMap",
+    "broken",
+    "decode_image",
     "image_size",
+    "orientation_of",
+    "read_bytes",
     "read_colours",
     "read_image",
     "read_mask",
@@ -31,8 +36,8 @@ LabelMap: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 ColourMap: TypeAlias = npt.NDArray[np.int32]
 """A mask (H, W) of colours, each R * 65536 + G * 256 + B."""
 
-# The last bytes of a whole file: JPEG's end-of-image marker, PNG's IEND chunk with its checksum.
-_ENDINGS = (b"\xff\xd9", b"IEND\xaeB\x60\x82")
+ENDINGS = (b"\xff\xd9", b"IEND\xaeB\x60\x82")
+"""The last bytes of a whole file: JPEG's end-of-image marker, PNG's IEND chunk and checksum."""
 _UINT16_MAX = 65535
 
 
@@ -45,6 +50,9 @@ class Flaw(StrEnum):
     SIZE = "mask of another size than its image"
     LABEL = "labels outside the classes"
     COLOUR = "mask is a colour picture, not label numbers"
+    ANNOTATION = "annotations that cannot be used"
+    EMPTY_CLASS = "classes without images"
+    CLASS = "images of no known class"
     BALANCE = "too little left to learn from"
 
 
@@ -60,13 +68,14 @@ class DataError(UserError):
         self.flaw = flaw
 
 
-def read_image(path: str | Path) -> Image8:
+def read_image(path: str | Path, *, upright: bool = True) -> Image8:
     """Read an image file as 8-bit RGB, turned upright as its EXIF orientation says.
 
     Greyscale is repeated over the channels, CMYK converted, alpha dropped, 16 bits reduced to 8.
 
     Args:
         path: A JPEG, PNG, WebP, BMP or TIFF file.
+        upright: False leaves the pixels as they lie in the file.
 
     Returns:
         uint8 (H, W, 3), contiguous.
@@ -74,15 +83,33 @@ def read_image(path: str | Path) -> Image8:
     Raises:
         DataError: The file is missing, empty, cut off, or no image.
     """
-    data = _read_bytes(path)
+    return decode_image(read_bytes(path), path, upright=upright)
+
+
+def decode_image(data: bytes, path: str | Path, *, upright: bool = True) -> Image8:
+    """Decode what :func:`read_image` reads.
+
+    Args:
+        data: The bytes of an image file.
+        path: What errors call it.
+        upright: See :func:`read_image`.
+
+    Returns:
+        uint8 (H, W, 3), contiguous.
+
+    Raises:
+        DataError: The bytes are cut off, or no image.
+    """
     # OpenCV 4.10 decodes a cut-off JPEG without a word and paints the missing rest grey. Pillow
     # refuses it, so a file whose end does not prove it whole goes through Pillow first.
-    if not data.endswith(_ENDINGS):
+    if not data.endswith(ENDINGS):
         picture = _load_strictly(path, data)
         if picture.format == "WEBP":  # OpenCV 4 ignores its orientation
-            return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+            turned = ImageOps.exif_transpose(picture) if upright else picture
+            return np.array(turned.convert("RGB"))
+    flags = cv2.IMREAD_COLOR | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         raise DataError(f"{path}: cannot be decoded: {error.err}") from error
     if image is None:
@@ -158,13 +185,18 @@ def image_size(path: str | Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            turned = _orientation(image) >= 5  # 5 to 8 swap the axes
+            turned = orientation_of(image) >= 5  # 5 to 8 swap the axes
     except Exception as error:
-        raise _broken(path, error, _read_bytes(path)[:32]) from error
+        raise broken(path, error, read_bytes(path)[:32]) from error
     return (width, height) if turned else (height, width)
 
 
-def _read_bytes(path: str | Path) -> bytes:
+def read_bytes(path: str | Path) -> bytes:
+    """Read a whole file.
+
+    Raises:
+        DataError: The file is missing, empty or cannot be read.
+    """
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError as error:
@@ -183,12 +215,12 @@ def _load_strictly(path: str | Path, data: bytes) -> Image.Image:
         image.load()
     # Pillow's plugins raise many kinds (OSError, SyntaxError, struct.error, ...) on broken files.
     except Exception as error:
-        raise _broken(path, error, data[:32]) from error
+        raise broken(path, error, data[:32]) from error
     return image
 
 
 def _load_lossless(path: str | Path) -> Image.Image:
-    image = _load_strictly(path, _read_bytes(path))
+    image = _load_strictly(path, read_bytes(path))
     if image.format == "JPEG":
         raise DataError(
             f"{path}: is a JPEG, whose compression alters label numbers. Use PNG masks."
@@ -196,7 +228,7 @@ def _load_lossless(path: str | Path) -> Image.Image:
     return image
 
 
-def _broken(path: str | Path, error: Exception, head: bytes) -> DataError:
+def broken(path: str | Path, error: Exception, head: bytes) -> DataError:
     """Say in a line what Pillow's error means for the file."""
     text = str(error) or type(error).__name__
     if isinstance(error, UnidentifiedImageError):
@@ -207,7 +239,7 @@ def _broken(path: str | Path, error: Exception, head: bytes) -> DataError:
     return DataError(f"{path}: cannot be decoded: {text}. Replace the file.")
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 to 8, as OpenCV sees it.
 
     ``Image.getexif`` would decode a whole PNG in search of it, and also believe XMP, which OpenCV

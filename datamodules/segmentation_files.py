@@ -1,12 +1,11 @@
 """Your own segmentation set: images and masks wherever they lie, of whatever values."""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from datamodules.held_out import check_fraction, chosen_by_hash, listed_names, write_list
 from datamodules.images import DataError
 from datamodules.labels import LabelCode, check_class_names, read_class_names
 from datamodules.layouts import check_files
@@ -67,8 +66,7 @@ class SegmentationFiles(SegmentationDataModule):
         self.images, self.masks, self.mask_suffix, self.pairs = images, masks, mask_suffix, pairs
         self.zero_is, self.ignore_value = zero_is, ignore_value
         self.val_fraction, self.split_seed, self.val_list = val_fraction, split_seed, val_list
-        if val_fraction is not None and not 0 < val_fraction < 1:
-            raise UserError(f"data.val_fraction: {val_fraction} is no share between 0 and 1")
+        check_fraction(val_fraction)
         self._class_names = _class_names(classes, palette, _ignored(zero_is, ignore_value))
         self._code = make_code(
             len(self._class_names), zero_is=zero_is, ignore_value=ignore_value, palette=palette
@@ -136,9 +134,10 @@ class SegmentationFiles(SegmentationDataModule):
     def _validation_names(self) -> set[str]:
         names = [self._name(image) for image, _ in self._pairing.pairs]
         if self.val_list is not None:
-            return _listed_names(self.root / self.val_list, names)
-        names.sort(key=lambda name: sha256(f"{self.split_seed}/{name}".encode()).digest())
-        return set(names[: max(1, round(len(names) * (self.val_fraction or 0)))])
+            path = self.root / self.val_list
+            return listed_names(path, names, what="image with a mask")
+        count = max(1, round(len(names) * (self.val_fraction or 0)))
+        return chosen_by_hash(names, count, seed=self.split_seed)
 
     def _name(self, image: Path) -> str:
         """An image's name in lists: its path below the folder of images, or below the root."""
@@ -151,11 +150,8 @@ class SegmentationFiles(SegmentationDataModule):
     def _keep_validation_list(self) -> None:
         """Write the names of the validation images into the run; it can serve as val_list."""
         trainer = self.trainer
-        if trainer is None or not trainer.is_global_zero:
-            return
-        path = Path(trainer.default_root_dir) / "validation.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(f"{name}\n" for name in sorted(self._validation_names)))
+        if trainer is not None and trainer.is_global_zero:
+            write_list(Path(trainer.default_root_dir), self._validation_names)
 
 
 def _ignored(zero_is: str, ignore_value: int | None) -> set[int]:
@@ -231,25 +227,3 @@ def _class_names(
             )
     check_class_names(names)
     return names
-
-
-def _listed_names(path: Path, names: Sequence[str]) -> set[str]:
-    """The names that a list means; it may leave out folders and suffixes where that is clear.
-
-    Raises:
-        UserError: lines that name no image, or several.
-    """
-    known: dict[str, set[str]] = defaultdict(set)
-    for name in names:
-        for short in (name, Path(name).name, str(Path(name).with_suffix("")), Path(name).stem):
-            known[short].add(name)
-    lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-    wrong = [line for line in lines if len(known.get(line, ())) != 1]
-    if wrong:
-        count = len(known.get(wrong[0], ()))
-        what = f"{count} images are called so" if count else "no image with a mask is called so"
-        raise UserError(
-            f"data.val_list: {path}: {len(wrong)} of {len(lines)} lines are no image's name; the "
-            f"first is {wrong[0]!r}: {what} (names are like {names[0] if names else 'a.jpg'})"
-        )
-    return {name for line in lines for name in known[line]}

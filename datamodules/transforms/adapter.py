@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from gmf_platform.errors import UserError
 
-__all__ = ["Augmentation", "Augmented"]
+__all__ = ["Augmentation", "Augmented", "generators"]
 
 
 class Augmented(TypedDict):
@@ -66,7 +66,7 @@ class Augmentation:
             UserError: The image is not 8-bit RGB, or the mask not 8-bit and of the image's size.
         """
         _check(image, mask)
-        self.compose.set_random_state(*_generators(seed))
+        self.compose.set_random_state(*generators(seed))
         given = {"image": image} if mask is None else {"image": image, "mask": mask}
         result = self.compose(**given)
         size = result.get("size", result["image"].shape[:2])
@@ -76,8 +76,8 @@ class Augmentation:
         return augmented
 
 
-def _generators(seed: tuple[int, ...]) -> tuple[np.random.Generator, random.Random]:
-    """Hash the key into two independent streams of 128 bits of seed each, in about 10 us."""
+def generators(seed: tuple[int, ...]) -> tuple[np.random.Generator, random.Random]:
+    """Hash a key of 64-bit integers into two independent streams, in about 10 us."""
     key = hashlib.blake2b(struct.pack(f"<{len(seed)}q", *seed), digest_size=32).digest()
     first, second = int.from_bytes(key[:16], "little"), int.from_bytes(key[16:], "little")
     return np.random.Generator(np.random.PCG64(first)), random.Random(second)

@@ -24,6 +24,7 @@ VERBS = {
     "new": "look at your data and write a config for it",
     "convert": "weights of any origin to one safetensors file",
     "sample-data": "draw a small data set in an official layout",
+    "shard-data": "copy a data set into tar shards, for shared file systems",
 }
 
 _USAGE = """usage: python -m gmf_platform VERB [--config FILE ...] [--KEY VALUE ...]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from datamodules.layouts import FILES, LAYOUTS, check_files, check_root
+from datamodules.layouts import CHECKS, LAYOUTS, UNDIVIDED, check_root
 from gmf_platform.cli.sources import Sources
 from gmf_platform.errors import UserError
 
@@ -16,15 +16,18 @@ def check_data(sources: Sources) -> None:
     """Check that the data set's files are there.
 
     Raises:
-        UserError: see check_root and check_files of datamodules.layouts.
+        UserError: see the checks of datamodules.layouts.
     """
     root, class_path = sources.value("data.root"), sources.value("data.class_path")
-    if class_path == FILES:
+    check = CHECKS.get(str(class_path))
+    if check is not None:
         names = {e.key.removeprefix("data.") for e in sources.entries if e.key.startswith("data.")}
-        check_files({name: sources.value(f"data.{name}") for name in names})
+        check({name: sources.value(f"data.{name}") for name in names})
+        return
     layout = LAYOUTS.get(str(class_path))
     if root is not None and layout is not None:
-        check_root(Path(str(root)), layout)
+        is_divided = all(sources.value(f"data.{key}") is None for key in UNDIVIDED)
+        check_root(Path(str(root)), layout, is_divided=is_divided)
 
 
 def check_init_from(sources: Sources) -> None:

@@ -11,10 +11,19 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gmf_platform.errors import UserError
 
-__all__ = ["BatchPlan", "EvalBatches", "SampleKey", "SampleOrder", "TrainBatches", "plan_batches"]
+__all__ = [
+    "BatchPlan",
+    "EvalBatches",
+    "GroupedOrder",
+    "SampleKey",
+    "SampleOrder",
+    "TrainBatches",
+    "plan_batches",
+]
 
 
 class SampleKey(NamedTuple):
@@ -87,6 +96,71 @@ class SampleOrder:
             generator = np.random.default_rng((self.seed, epoch))
             self._permutation, self._epoch = generator.permutation(self.num_samples), epoch
         return SampleKey(epoch, int(self._permutation[offset]))
+
+
+class GroupedOrder(SampleOrder):
+    """An endless sequence whose global batches hold samples of one group each.
+
+    Each group has an endless sequence of its own, cut into global batches. Epoch ``e`` shuffles
+    the batches that the groups have full within their first ``e + 1`` passes and not used before:
+    ``floor((e + 1) n_g / b) - floor(e n_g / b)`` of a group of ``n_g``. What is left over, less
+    than a batch of each group, opens the next epoch. So each sample comes once in each pass over
+    its group, and groups are never more than a batch from their share. A group smaller than a
+    batch would repeat samples within one: then nothing is grouped.
+
+    Args:
+        groups: the group of each sample, any numbers (N,).
+        seed: the run's seed.
+        batch_size: samples per optimiser step, so that the order does not depend on the processes.
+    """
+
+    def __init__(self, groups: Sequence[int], *, seed: int, batch_size: int) -> None:
+        super().__init__(len(groups), seed=seed)
+        self.batch_size = batch_size
+        self._members = _members(np.asarray(groups), at_least=batch_size)
+        self._orders = [
+            SampleOrder(len(members), seed=_sub_seed(seed, group))
+            for group, members in enumerate(self._members)
+        ]
+        self._batches: list[tuple[int, int]] = []
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether a batch may hold samples of several groups, since one is too small."""
+        return len(self._members) == 1
+
+    def __getitem__(self, position: int) -> SampleKey:
+        """The sample at a position of the endless sequence; ``epoch`` counts its group's passes."""
+        batch, offset = divmod(position, self.batch_size)
+        group, number = self._batch(batch)
+        epoch, member = self._orders[group][number * self.batch_size + offset]
+        return SampleKey(epoch, int(self._members[group][member]))
+
+    def _batch(self, batch: int) -> tuple[int, int]:
+        """The group of a batch of the sequence, and the batch's number in its group."""
+        epoch = batch * self.batch_size // self.num_samples
+        while sum(self._full(epoch + 1)) <= batch:
+            epoch += 1
+        if epoch != self._epoch:
+            spans = zip(self._full(epoch), self._full(epoch + 1), strict=True)
+            batches = [(g, number) for g, span in enumerate(spans) for number in range(*span)]
+            shuffled = np.random.default_rng((self.seed, epoch)).permutation(len(batches))
+            self._batches, self._epoch = [batches[i] for i in shuffled], epoch
+        return self._batches[batch - sum(self._full(epoch))]
+
+    def _full(self, passes: int) -> list[int]:
+        """How many whole batches each group has in so many passes."""
+        return [passes * len(members) // self.batch_size for members in self._members]
+
+
+def _members(groups: NDArray[np.int64], *, at_least: int) -> list[NDArray[np.int64]]:
+    """The samples of each group; all in one if a group has too few."""
+    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+    return members if all(len(m) >= at_least for m in members) else [np.arange(len(groups))]
+
+
+def _sub_seed(seed: int, group: int) -> int:
+    return int(np.random.SeedSequence((seed, group)).generate_state(1, np.uint64)[0])
 
 
 class TrainBatches:

@@ -1,10 +1,13 @@
 """How a model is spread over processes: DDP, FSDP, DeepSpeed ZeRO, each as a strategy of Lightning's."""
 
+import logging
 import os
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import (
     DDPStrategy,
@@ -12,13 +15,17 @@ from lightning.pytorch.strategies import (
     ModelParallelStrategy,
     Strategy,
 )
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from gmf_platform.distributed.sharding import shard
+from gmf_platform.distributed.zero_folders import to_universal, zero_processes
 from gmf_platform.errors import UserError
 
 __all__ = ["DDP", "FSDP", "ZeRO", "saves_folders"]
+
+log = logging.getLogger(__name__)
 
 
 class DDP(DDPStrategy):
@@ -162,6 +169,7 @@ class ZeRO(DeepSpeedStrategy):
             timeout=timedelta(minutes=timeout_minutes),
             process_group_backend=process_group_backend,
         )
+        self._universal: Path | None = None
 
     @property
     def parallel_devices(self) -> list[torch.device] | None:
@@ -178,9 +186,45 @@ class ZeRO(DeepSpeedStrategy):
     def setup_environment(self) -> None:
         """As Lightning's, which refuses CPUs."""
         if isinstance(self.accelerator, CPUAccelerator):
+            log.warning("DeepSpeed on a CPU is for tests: it saves nothing and is slow")
             super(DeepSpeedStrategy, self).setup_environment()
         else:
             super().setup_environment()
+
+    def setup(self, trainer: Trainer) -> None:
+        """As Lightning's; a checkpoint of another number of processes is converted first.
+
+        Raises:
+            UserError: the checkpoint to go on from is not one of DeepSpeed's.
+        """
+        path = trainer.ckpt_path
+        if path is not None and trainer.state.fn == TrainerFn.FITTING:
+            self._universal = self._converted(Path(path))
+            if self._universal is not None:
+                assert isinstance(self.config, dict)
+                self.config["checkpoint"] = {"load_universal": True}
+        super().setup(trainer)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> Any:
+        """As Lightning's, from the converted folder if there is one."""
+        return super().load_checkpoint(self._universal or checkpoint_path, weights_only)
+
+    def _converted(self, path: Path) -> Path | None:
+        """A folder that any number of processes can load; None if the checkpoint's own is right."""
+        shards = zero_processes(path)
+        if shards is None:
+            raise UserError(
+                f"{path}: is no checkpoint of DeepSpeed's, so the run cannot go on under ZeRO; its "
+                "weights can: begin another run with --init_from"
+            )
+        if shards == self.world_size:
+            return None
+        target = path.resolve().with_name(f"{path.resolve().name}-any")
+        if self.is_global_zero and not (target / "latest_universal").is_file():
+            log.info("%s is of %d processes, now there are %d", path, shards, self.world_size)
+            to_universal(path, target)
+        self.barrier()
+        return target
 
     def prepare(self, model: nn.Module) -> None:
         """Lay parameters out as DeepSpeed's flat buffers need them.

@@ -1,7 +1,7 @@
-"""Pictures of labels over images."""
+"""Pictures of images with labels or objects on them."""
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -9,9 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from gmf_platform.evaluation.detection import ImageDetections
+from gmf_platform.evaluation.object_drawing import draw_objects, found_objects, true_objects
+
 __all__ = [
     "Compared",
     "colour_labels",
+    "compare_detections",
     "compare_labels",
     "comparison",
     "contact_sheet",
@@ -28,11 +32,12 @@ WIDTH = 320
 
 
 def palette(num_classes: int) -> Picture:
-    """Colours (256, 3) of which neighbours differ: hues by the golden ratio, three lightnesses.
+    """Colours of which neighbours differ: hues by the golden ratio, three lightnesses.
 
-    Labels beyond the classes, the ignored one among them, are black.
+    (256, 3), or a row a class where classes are more. Labels beyond the classes, the ignored one
+    among them, are black.
     """
-    colours = np.zeros((256, 3), dtype=np.uint8)
+    colours = np.zeros((max(256, num_classes), 3), dtype=np.uint8)
     for i in range(num_classes):
         hue, light = (i * 0.618034) % 1.0, (0.5, 0.65, 0.35)[i % 3]
         rgb = colorsys.hls_to_rgb(hue, light, 0.75)
@@ -57,13 +62,15 @@ def draw_truth(image: Picture, targets: Any, colours: Picture) -> Picture:
 
     Args:
         image: of any size.
-        targets: labels (H, W) of each pixel, or the label of the whole image, which its name
-            tells already.
+        targets: labels (H, W) of each pixel; or objects in pixels of the image, see
+            `true_objects`; or the label of the whole image, which its name tells already.
         colours: see `palette`.
     """
     match targets:
         case np.ndarray():
             return overlay(image, targets, colours)
+        case Mapping():
+            return draw_objects(image, true_objects(targets, image.shape[:2]), colours)
         case _:
             return image
 
@@ -98,6 +105,33 @@ def compare_labels(
     painted = (overlay(small, x.astype(np.uint8), colours, 0.7) for x in labels)
     present = {int(label) for labels in (truth, guess) for label in np.unique(labels)}
     return Compared(np.concatenate([small, *painted], axis=1), present)
+
+
+def compare_detections(
+    image: Picture,
+    truth: Mapping[str, Any],
+    found: ImageDetections,
+    *,
+    min_score: float = 0.3,
+    width: int = WIDTH,
+) -> Compared:
+    """An image (H, W, 3) beside its true objects and what was found.
+
+    Args:
+        image: of any size; it is drawn ``width`` pixels wide.
+        truth: objects in pixels of the original image, see `true_objects`.
+        found: in pixels of the original image.
+        min_score: detections that score less are left out.
+        width: of each of the three, pixels.
+    """
+    small = cv2.resize(
+        image, (width, round(width * image.shape[0] / image.shape[1])), interpolation=cv2.INTER_AREA
+    ).astype(np.uint8, copy=False)
+    both = true_objects(truth, found.size), found_objects(found, min_score=min_score)
+    present = {label for objects in both for label in objects.labels if label >= 0}
+    colours = palette(max(present, default=0) + 1)
+    drawn = (draw_objects(small, objects, colours) for objects in both)
+    return Compared(np.concatenate([small, *drawn], axis=1), present)
 
 
 def comparison(rows: Sequence[Compared], class_names: Sequence[str]) -> Picture:

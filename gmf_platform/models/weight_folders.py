@@ -1,6 +1,8 @@
 """Checkpoints that are folders of shards: FSDP2's and DeepSpeed's."""
 
+import io
 from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +74,8 @@ def _read_zero(path: Path) -> dict[str, Any]:
     if not engines:
         raise UserError(f"Weights {path}: {path / tag} has no file *{_ENGINE}: it is not whole")
     beside = torch.load(engines[0], map_location="cpu", weights_only=False)
-    tensors: Mapping[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(str(path), tag)
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # a bar for each shard
+        tensors: Mapping[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(str(path), tag)
     run = {key: value for key, value in beside.items() if key in _OF_THE_RUN}
     return run | {"state_dict": dict(tensors)}
 

@@ -33,6 +33,16 @@ def unpadded(batch: Mapping[str, Any], index: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(image.cpu().numpy())
 
 
+def _name_strides_alike(model: nn.Module) -> None:
+    """Give depthwise kernels the strides that their gradients come with.
+
+    Over an axis of one element a stride means nothing, but DDP compares them.
+    """
+    for parameter in model.parameters():
+        if parameter.ndim == 4 and parameter.shape[1] == 1:
+            parameter.data = parameter.data.contiguous().view(-1).view(parameter.shape)
+
+
 class BaseTask(LightningModule):
     """Base of all tasks.
 
@@ -81,6 +91,7 @@ class BaseTask(LightningModule):
         ``compile`` works in place, so that checkpoint keys stay as they are.
         """
         model = model.to(memory_format=torch.channels_last)
+        _name_strides_alike(model)
         set_norm_mode(model.get_submodule("backbone"), self.norm)
         if self.compiled:
             model.compile()

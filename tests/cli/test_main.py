@@ -37,6 +37,17 @@ OPTIONS = {
     "new": ["--help"],
     "convert": ["--help", "--overwrite"],
     "sample-data": ["--help", "--seed", "--size", "--train", "--val"],
+    "shard-data": [
+        "--help",
+        "--overwrite",
+        "--samples-per-shard",
+        "--seed",
+        "--shard-size",
+        "--split",
+        "--val-fraction",
+        "--val-labels",
+        "--workers",
+    ],
 }
 """The verbs and their own options: scripts of users depend on them."""
 

@@ -1,5 +1,7 @@
 """A segmentation folder that tests may spoil."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,5 +23,39 @@ def make_folder(tmp_path):
                 mask = generator.integers(0, 3, size, dtype=np.uint8)
                 Image.fromarray(mask).save(masks / f"{name}.png")
         return tmp_path
+
+    return make
+
+
+@pytest.fixture
+def make_coco(tmp_path):
+    """Write one annotation file and grey images; gives the file's path.
+
+    ``images`` maps ids to (width, height); annotations are given without their ids, which count
+    from 1, unless they have one; of whatever else is left out, a usual value is taken.
+    """
+
+    def make(images, annotations, *, categories=((3, "cat"), (9, "dog")), split="train", **others):
+        folder = tmp_path / f"{split}2017"
+        folder.mkdir(parents=True)
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        for number, (width, height) in images.items():
+            noise = np.random.default_rng(number).integers(0, 256, (height, width, 3), np.uint8)
+            Image.fromarray(noise).save(folder / f"{number}.png")
+        usual = {"iscrowd": 0, "category_id": categories[0][0], "image_id": next(iter(images))}
+        content = {
+            "images": [
+                {"id": number, "file_name": f"{number}.png", "width": width, "height": height}
+                for number, (width, height) in images.items()
+            ],
+            "annotations": [
+                usual | {"id": number, "segmentation": []} | annotation
+                for number, annotation in enumerate(annotations, start=1)
+            ],
+            "categories": [{"id": number, "name": name} for number, name in categories],
+        }
+        path = tmp_path / "annotations" / f"instances_{split}2017.json"
+        path.write_text(json.dumps(content | others))
+        return path
 
     return make
