@@ -182,3 +182,19 @@ def test_sharded_models_are_scored_with_unequal_shares(
         assert [r.code for r in results] == [0] * world_size, results[0].err
         scores.append(json.loads(results[0].out.splitlines()[-1])["val/miou"])
     assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "fsdp_sharded", "zero1", "zero2", "zero3"])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (3, 2)])
+def test_another_number_of_processes(
+    name, before, after, words, call_processes, prepared, scalars, tmp_path
+):
+    """A run of 6 steps by some processes, gone on with by others, is the run of one process."""
+    batch = ("--data.global_batch_size", "6")
+    line = ("fit", *words, *strategy_words(name)[:-2], *batch, "--name", "a")
+    for world_size, steps in ((before, 6), (after, STEPS)):
+        devices = ("--trainer.devices", world_size, "--trainer.max_steps", steps)
+        results = call_processes(world_size, *line, *devices, cwd=tmp_path)
+        assert [r.code for r in results] == [0] * world_size, "".join(r.err for r in results)
+    assert "going on at step 6 of 10" in results[0].out
+    assert len(scalars(tmp_path / "runs" / "a")["train/loss"]) == STEPS
