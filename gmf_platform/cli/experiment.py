@@ -5,7 +5,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf.errors import OmegaConfBaseException
 
 from datamodules.base import BaseDataModule
-from gmf_platform.callbacks import Pictures, Progress, RunCheckpoint, Throughput
+from gmf_platform.callbacks import Guard, Pictures, Progress, RunCheckpoint, Throughput
 from gmf_platform.cli.arguments import Arguments
 from gmf_platform.cli.config_check import check_keys
 from gmf_platform.cli.device import default_precision
@@ -32,7 +32,12 @@ from gmf_platform.tasks import BaseTask
 
 __all__ = ["Experiment", "is_first_process"]
 
-CALLBACKS = {"checkpoint": RunCheckpoint, "throughput": Throughput, "pictures": Pictures}
+CALLBACKS = {
+    "guard": Guard,
+    "checkpoint": RunCheckpoint,
+    "throughput": Throughput,
+    "pictures": Pictures,
+}
 """Default callbacks by the key that sets them, so that no overlay drops one by accident."""
 
 _TOP_LEVEL = ["seed_everything", "trainer", "model", "data", "init_from", *CALLBACKS]
@@ -100,6 +105,19 @@ class _Parser(LightningCLI):
         with _own_words():
             data: BaseDataModule = parser.instantiate_classes(Namespace(data=self.config.data)).data
         return data
+
+    def build_task(self, class_names: Sequence[str]) -> BaseTask:
+        """Build the task alone, for the classes that the data would have.
+
+        Raises:
+            UserError: as its constructor raised it.
+        """
+        parser = LightningArgumentParser()
+        parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
+        self.config.model.init_args.class_names = list(class_names)
+        with _own_words():
+            task: BaseTask = parser.instantiate_classes(Namespace(model=self.config.model)).model
+        return task
 
     def build_trainer(self, built: Namespace, callbacks: list[Any], **settings: Any) -> Trainer:
         """Build the trainer from its keys, our callbacks and the settings that are ours."""
@@ -178,6 +196,10 @@ class Experiment:
     def build_data(self) -> BaseDataModule:
         """Build the data alone, without model and trainer."""
         return self.cli.build_data()
+
+    def build_task(self, class_names: Sequence[str]) -> BaseTask:
+        """Build the task alone, for classes of these names and without the data."""
+        return self.cli.build_task(class_names)
 
     def load(self, path: Path, *, allow_partial: bool) -> LoadReport:
         """Read weights of any origin into the model, before any sharding."""

@@ -20,6 +20,9 @@ __all__ = ["run", "run_name"]
 
 log = logging.getLogger(__name__)
 
+# How a run is carried out and watched, which a command may change when the run goes on.
+_NOT_IN_NAMES = ("trainer.", "data.num_workers", "data.per_device", "guard.")
+
 
 def run(verb: str, argv: Sequence[str]) -> int:
     """Run the verb; see ``fit --help``."""
@@ -62,7 +65,7 @@ def run_name(arguments: Arguments) -> str:
         inside = full.is_relative_to(shipped)
         names.append("_".join(full.relative_to(shipped).parts) if inside else full.stem)
     for key, value in arguments.overrides:
-        if not canonical(key).startswith(("trainer.", "data.num_workers", "data.per_device")):
+        if not canonical(key).startswith(_NOT_IN_NAMES):
             names.append(f"{key.rpartition('.')[2]}={Path(value).name or value}")
     return re.sub(r"[^\w=.+-]+", "_", "-".join(names))[:120]
 

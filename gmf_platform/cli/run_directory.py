@@ -39,6 +39,7 @@ _MAY_DIFFER = (
     "checkpoint.every_n_steps",
     "throughput",
     "pictures",
+    "guard",
 )
 
 

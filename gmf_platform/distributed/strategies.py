@@ -169,6 +169,7 @@ class ZeRO(DeepSpeedStrategy):
             timeout=timedelta(minutes=timeout_minutes),
             process_group_backend=process_group_backend,
         )
+        self.autocast, self.offloads_optimizer = autocast, offload_optimizer
         self._universal: Path | None = None
 
     @property

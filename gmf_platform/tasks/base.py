@@ -59,6 +59,9 @@ class BaseTask(LightningModule):
         norm: batch norms of the backbone: synchronised over processes, per process, or frozen.
         compile: run the model through torch.compile.
         seed: of everything random on the device, with the step and the process.
+
+    Attributes:
+        batch_losses: of the training batch at hand, by name; ``loss`` is their sum.
     """
 
     model: nn.Module
@@ -83,6 +86,7 @@ class BaseTask(LightningModule):
         self.lr_for_batch_size = lr_for_batch_size
         self.decay_norms_and_biases = decay_norms_and_biases
         self.norm, self.compiled, self.seed = norm, compile, seed
+        self.batch_losses: dict[str, Tensor] = {}
         self._step_losses: dict[str, Tensor | float] = {}
 
     def prepared(self, model: ModelT) -> ModelT:
@@ -129,8 +133,12 @@ class BaseTask(LightningModule):
 
         A resumed run then draws what the run that was stopped would have drawn.
         """
+        torch.manual_seed(self.batch_seed())
+
+    def batch_seed(self) -> int:
+        """What the randomness of the training batch at hand is seeded with."""
         number = self.trainer.fit_loop.total_batch_idx
-        torch.manual_seed((self.seed * 1_000_003 + number) * 1_009 + self.global_rank)
+        return (self.seed * 1_000_003 + number) * 1_009 + self.global_rank
 
     def total_loss(self, losses: dict[str, Tensor]) -> Tensor:
         """Sum the losses, and log each by name under ``train/``.
@@ -141,9 +149,10 @@ class BaseTask(LightningModule):
         parts = self.trainer.accumulate_grad_batches
         if self.trainer.fit_loop.total_batch_idx % parts == 0:
             self._step_losses = {}
-        for name, loss in (losses | {"loss": total}).items():
+        self.batch_losses = {n: x.detach() for n, x in (losses | {"loss": total}).items()}
+        for name, loss in self.batch_losses.items():
             before = self._step_losses.get(f"train/{name}", 0.0)
-            self._step_losses[f"train/{name}"] = before + loss.detach() / parts
+            self._step_losses[f"train/{name}"] = before + loss / parts
         self.log_dict(self._over_processes(self._step_losses), batch_size=1)
         return total
 

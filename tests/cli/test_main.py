@@ -32,6 +32,7 @@ OPTIONS = {
         "--output",
         "--run",
     ],
+    "replay": ["--config", "--help"],
     "info": ["--config", "--help", "--run", "--size"],
     "check-data": ["--config", "--help", "--sheet", "--workers"],
     "new": ["--help"],

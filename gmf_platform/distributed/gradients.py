@@ -1,0 +1,86 @@
+"""Gradients of a step as this process holds them, whatever the strategy."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from gmf_platform.distributed.strategies import ZeRO
+
+__all__ = ["are_finite", "discard_gradients", "local_gradients", "non_finite_parameters"]
+
+
+def local_gradients(trainer: Trainer) -> list[Tensor]:
+    """What this process holds of the step's gradients, before the optimiser steps.
+
+    Whole and averaged ones under DDP, shards of them under FSDP and ZeRO.
+    """
+    match trainer.strategy:
+        case ZeRO():
+            return list(_partitions(_zero_optimizer(trainer)))
+        case _:
+            module: nn.Module = trainer.lightning_module
+            return [_local(p.grad) for p in module.parameters() if p.grad is not None]
+
+
+def are_finite(tensors: Iterable[Tensor]) -> Tensor:
+    """Whether no element is infinite or no number, as a boolean on the tensors' device.
+
+    The largest magnitudes are looked at: a sum of squares could be infinite by itself.
+    """
+    held = [tensor for tensor in tensors if tensor.numel()]
+    if not held:
+        return torch.tensor(True)
+    return torch.stack(torch._foreach_norm(held, ord=float("inf"))).isfinite().all()
+
+
+def non_finite_parameters(trainer: Trainer) -> list[str]:
+    """Names of the parameters whose gradient is not finite, the last of the model first.
+
+    That is about the order of the backward pass. Under FSDP those of this process's shards; under
+    ZeRO all processes must call it.
+    """
+    named = reversed(list(trainer.lightning_module.named_parameters()))
+    match trainer.strategy:
+        case ZeRO():
+            from deepspeed.utils import safe_get_full_grad
+
+            gradients = ((name, safe_get_full_grad(p)) for name, p in named if p.requires_grad)
+        case _:
+            gradients = ((name, p.grad) for name, p in named)
+    return [name for name, g in gradients if g is not None and not are_finite([_local(g)])]
+
+
+def discard_gradients(trainer: Trainer) -> None:
+    """Make the optimiser's next step leave weights and moments as they are."""
+    match trainer.strategy:
+        case ZeRO():
+            # DeepSpeed steps over what is not finite, on all processes if it is so on one.
+            for partition in _partitions(_zero_optimizer(trainer)):
+                partition.view(-1)[:1].fill_(float("nan"))
+        case _:
+            module: LightningModule = trainer.lightning_module
+            for parameter in module.parameters():
+                parameter.grad = None
+
+
+def _local(gradient: Tensor) -> Tensor:
+    return gradient.to_local() if isinstance(gradient, DTensor) else gradient
+
+
+def _zero_optimizer(trainer: Trainer) -> Any:
+    """DeepSpeed's own, around the task's."""
+    return trainer.strategy.model.optimizer  # type: ignore[union-attr]
+
+
+def _partitions(optimizer: Any) -> Iterator[Tensor]:
+    """The gradients that DeepSpeed is about to step with, after the last backward of a step."""
+    for group in optimizer.averaged_gradients.values():
+        yield from (tensor for tensor in group or () if tensor is not None)
+    # With the moments on the CPU they are there already, as the gradients of flat parameters.
+    for name in ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat"):
+        flat = getattr(optimizer, name, ())
+        yield from (parameter.grad for parameter in flat if parameter.grad is not None)
