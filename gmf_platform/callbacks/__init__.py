@@ -6,5 +6,6 @@ from gmf_platform.callbacks.logger import RunLogger
 from gmf_platform.callbacks.pictures import Pictures
 from gmf_platform.callbacks.progress import Progress
 from gmf_platform.callbacks.throughput import Throughput
+from gmf_platform.callbacks.watchdog import Watchdog
 
-__all__ = ["Guard", "Pictures", "Progress", "RunCheckpoint", "RunLogger", "Throughput"]
+__all__ = ["Guard", "Pictures", "Progress", "RunCheckpoint", "RunLogger", "Throughput", "Watchdog"]

@@ -19,10 +19,11 @@ from lightning.pytorch.loggers import Logger
 from omegaconf.errors import OmegaConfBaseException
 
 from datamodules.base import BaseDataModule
-from gmf_platform.callbacks import Guard, Pictures, Progress, RunCheckpoint, Throughput
+from gmf_platform.callbacks import Guard, Pictures, Progress, RunCheckpoint, Throughput, Watchdog
 from gmf_platform.cli.arguments import Arguments
 from gmf_platform.cli.config_check import check_keys
 from gmf_platform.cli.device import default_precision
+from gmf_platform.cli.launch import as_launched
 from gmf_platform.cli.precheck import NO_WEIGHTS
 from gmf_platform.cli.sources import Sources, canonical
 from gmf_platform.distributed.checkpoint_io import AtomicCheckpointIO
@@ -33,6 +34,7 @@ from gmf_platform.tasks import BaseTask
 __all__ = ["Experiment", "is_first_process"]
 
 CALLBACKS = {
+    "watchdog": Watchdog,
     "guard": Guard,
     "checkpoint": RunCheckpoint,
     "throughput": Throughput,
@@ -121,7 +123,7 @@ class _Parser(LightningCLI):
 
     def build_trainer(self, built: Namespace, callbacks: list[Any], **settings: Any) -> Trainer:
         """Build the trainer from its keys, our callbacks and the settings that are ours."""
-        keys = dict(built.trainer) | settings
+        keys = as_launched(dict(built.trainer)) | settings
         keys["callbacks"] = [*_as_list(keys["callbacks"]), *callbacks]
         try:
             return Trainer(**keys)

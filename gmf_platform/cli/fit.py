@@ -14,6 +14,7 @@ from gmf_platform.cli.arguments import Arguments, VerbParser, parse_arguments, s
 from gmf_platform.cli.precheck import check_checkpoint, check_data, check_init_from
 from gmf_platform.cli.run_directory import RunDirectory, config_differences, content_hash
 from gmf_platform.cli.sources import Sources, canonical
+from gmf_platform.cluster.elastic import launched_by_torchrun
 from gmf_platform.errors import ExitCode, UserError
 
 __all__ = ["run", "run_name"]
@@ -21,7 +22,7 @@ __all__ = ["run", "run_name"]
 log = logging.getLogger(__name__)
 
 # How a run is carried out and watched, which a command may change when the run goes on.
-_NOT_IN_NAMES = ("trainer.", "data.num_workers", "data.per_device", "guard.")
+_NOT_IN_NAMES = ("trainer.", "data.num_workers", "data.per_device", "guard.", "watchdog.")
 
 
 def run(verb: str, argv: Sequence[str]) -> int:
@@ -32,6 +33,7 @@ def run(verb: str, argv: Sequence[str]) -> int:
     check_checkpoint(arguments.options.ckpt_path)
     folder = RunDirectory(arguments.options.runs / (arguments.options.name or run_name(arguments)))
     resumes = arguments.options.ckpt_path or (folder.last.exists() and not arguments.options.fresh)
+    _check_restarts(arguments.options)
     if not resumes:
         check_init_from(sources)
     if arguments.options.dry_run:
@@ -88,7 +90,7 @@ def _train(arguments: Arguments, folder: RunDirectory) -> int:
             folder.acquire()
     try:
         last = None if options.fresh else _resume_from(folder, experiment)
-        ckpt_path = options.ckpt_path or last
+        ckpt_path = _begin_from(options.ckpt_path, last)
         experiment.build(folder.path, logger=RunLogger(folder.path))
         experiment.plan_training()
         done = folder.final_score(experiment.trainer.max_steps)
@@ -110,6 +112,24 @@ def _train(arguments: Arguments, folder: RunDirectory) -> int:
     finally:
         folder.release()
     return ExitCode.DONE
+
+
+def _check_restarts(options: Namespace) -> None:
+    launched = launched_by_torchrun()
+    if launched is not None and launched.restarts and options.fresh:
+        raise UserError(
+            "--fresh: torchrun with --max-restarts would begin anew after each failure; give the "
+            "run another --name, or move its folder away"
+        )
+
+
+def _begin_from(named: Path | None, last: Path | None) -> Path | None:
+    """The checkpoint named, but not once more after a restart."""
+    launched = launched_by_torchrun()
+    if named and last and launched is not None and launched.restarts:
+        log.warning("the run goes on from %s, not from --ckpt_path: it may be a restart", last)
+        return last
+    return named or last
 
 
 def _load_initial(experiment: Any, options: Namespace) -> None:

@@ -40,6 +40,7 @@ _MAY_DIFFER = (
     "throughput",
     "pictures",
     "guard",
+    "watchdog",
 )
 
 

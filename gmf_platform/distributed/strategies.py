@@ -19,6 +19,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
+from gmf_platform.distributed.group import join_group
 from gmf_platform.distributed.sharding import shard
 from gmf_platform.distributed.zero_folders import to_universal, zero_processes
 from gmf_platform.errors import UserError
@@ -53,6 +54,11 @@ class DDP(DDPStrategy):
             timeout=timedelta(minutes=timeout_minutes),
             process_group_backend=process_group_backend,
         )
+
+    def setup_environment(self) -> None:
+        """As Lightning's, in a group of our own making."""
+        _join(self)
+        super().setup_environment()
 
 
 class FSDP(ModelParallelStrategy):
@@ -92,6 +98,7 @@ class FSDP(ModelParallelStrategy):
     def setup_environment(self) -> None:
         """Shard over all processes; Lightning's own default is over none."""
         self._data_parallel_size = self.num_nodes * self.num_processes
+        _join(self)
         super().setup_environment()
 
     def prepare(self, model: nn.Module) -> None:
@@ -186,6 +193,7 @@ class ZeRO(DeepSpeedStrategy):
 
     def setup_environment(self) -> None:
         """As Lightning's, which refuses CPUs."""
+        _join(self)
         if isinstance(self.accelerator, CPUAccelerator):
             log.warning("DeepSpeed on a CPU is for tests: it saves nothing and is slow")
             super(DeepSpeedStrategy, self).setup_environment()
@@ -249,6 +257,16 @@ def saves_folders(strategy: Strategy) -> bool:
             return strategy.sharded_checkpoints
         case _:
             return isinstance(strategy, DeepSpeedStrategy)
+
+
+def _join(strategy: DDP | FSDP | ZeRO) -> None:
+    assert strategy.accelerator is not None
+    strategy.accelerator.setup_device(strategy.root_device)
+    join_group(
+        strategy._get_process_group_backend(),
+        device=strategy.root_device,
+        timeout=strategy._timeout or timedelta(minutes=30),
+    )
 
 
 def _prepare_import() -> None:
