@@ -80,7 +80,12 @@ class Loader:
         )
 
     def __len__(self) -> int:
-        return len(self.batches)
+        """Batches, 1 for none.
+
+        Lightning leaves a process without any out of what is computed over all processes, and
+        the others would wait for it.
+        """
+        return max(1, len(self.batches))
 
     def __iter__(self) -> Iterator[Any]:
         try:

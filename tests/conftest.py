@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import pickle
 import signal
+import socket
+import time
 import warnings
 from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -141,3 +143,51 @@ def _rank_main(fn, rank, world_size, folder):
     (folder / str(rank)).write_bytes(pickle.dumps(fn(rank)))
     dist.barrier()
     dist.destroy_process_group()
+
+
+@pytest.fixture(scope="session")
+def call_processes(tmp_path_factory):
+    """Run one command line in several forked processes, as torchrun would start them.
+
+    ``call_processes(2, "fit", "--config", ..., cwd=folder)`` gives their results by rank; None for
+    one that was killed.
+    """
+
+    def run(world_size, *words, cwd, timeout=120):
+        folder = tmp_path_factory.mktemp("ranks")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        context = multiprocessing.get_context("fork")
+        arguments = [(words, cwd, rank, world_size, port, folder) for rank in range(world_size)]
+        processes = [context.Process(target=_torchrun_main, args=args) for args in arguments]
+        for process in processes:
+            process.start()
+        end = time.monotonic() + timeout
+        for process in processes:
+            process.join(timeout=max(0, end - time.monotonic()))
+            if process.is_alive():
+                process.kill()
+                process.join()
+        results = [folder / str(rank) for rank in range(world_size)]
+        return [_Result(*pickle.loads(p.read_bytes())) if p.exists() else None for p in results]
+
+    return run
+
+
+def _torchrun_main(words, cwd, rank, world_size, port, folder):
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "forked",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    result = _call(*words, cwd=cwd)
+    (folder / str(rank)).write_bytes(pickle.dumps((result.code, result.out, result.err)))
+    os._exit(0)  # what the parent's fixtures registered for its own end is not ours to run

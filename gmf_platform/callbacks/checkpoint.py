@@ -2,8 +2,6 @@
 
 import logging
 import math
-import os
-import shutil
 from pathlib import Path
 from signal import Signals
 from typing import Any, Literal
@@ -14,6 +12,8 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from gmf_platform.callbacks.logger import RunLogger
 from gmf_platform.cluster.signals import keep_handlers, requested_signal
+from gmf_platform.distributed.checkpoint_io import keep_as, save_checkpoint
+from gmf_platform.distributed.statistics import average_statistics
 from gmf_platform.errors import ExitCode, UserError
 
 __all__ = ["RunCheckpoint"]
@@ -147,7 +147,8 @@ class RunCheckpoint(Checkpoint):
 
     def save_last(self, trainer: Trainer) -> None:
         """Write last.ckpt, with all that a resume needs."""
-        trainer.save_checkpoint(self.folder(trainer) / "last.ckpt", weights_only=False)
+        average_statistics(trainer.lightning_module)
+        save_checkpoint(trainer, self.folder(trainer) / "last.ckpt")
 
     def _check_monitor(self, trainer: Trainer) -> None:
         logged = sorted(key for key in trainer.callback_metrics if key.startswith("val/"))
@@ -169,7 +170,7 @@ class RunCheckpoint(Checkpoint):
     def _keep_best(self, trainer: Trainer) -> None:
         """Name the last checkpoint the best as well: it holds the same weights."""
         if trainer.is_global_zero:
-            _link(self.folder(trainer) / "last.ckpt", self.folder(trainer) / "best.ckpt")
+            keep_as(self.folder(trainer) / "last.ckpt", self.folder(trainer) / "best.ckpt")
 
     def _is_better(self, score: float) -> bool:
         if self.best_score is None or math.isnan(score):
@@ -205,13 +206,3 @@ def _validate(trainer: Trainer) -> None:
     loop.val_loop.run()
     trainer.training = True
     torch.set_grad_enabled(True)
-
-
-def _link(source: Path, target: Path) -> None:
-    """Give a file a second name, replacing what had it; copied where links are not supported."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        os.link(source, temporary)
-    except OSError:
-        shutil.copy2(source, temporary)
-    temporary.replace(target)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gmf_platform.cli.arguments import VerbParser, parse_arguments
 from gmf_platform.cli.precheck import check_data
-from gmf_platform.cli.run_directory import file_hash
+from gmf_platform.cli.run_directory import content_hash
 from gmf_platform.cli.sources import Sources
 from gmf_platform.cli.trained import check_weights, load_trained, run_of
 from gmf_platform.errors import ExitCode
@@ -43,7 +43,7 @@ def run(verb: str, argv: Sequence[str]) -> int:
         return ExitCode.DONE
     print(task.score_table(), file=sys.stderr)
     path = checkpoint or experiment.init_from
-    path = path if path is not None and path.is_file() else None  # none with --allow-random
+    path = path if path is not None and path.exists() else None  # none with --allow-random
     line = {
         "verb": verb,
         "step": read_facts(path).get("global_step") if path else None,
@@ -51,7 +51,7 @@ def run(verb: str, argv: Sequence[str]) -> int:
         **task.evaluation_settings(),
         **scores,
         "checkpoint": str(path) if path else None,
-        "checkpoint_hash": file_hash(path) if path else None,
+        "checkpoint_hash": content_hash(path) if path else None,
     }
     if folder is not None:
         folder.record(line)

@@ -12,7 +12,7 @@ from typing import Any
 
 from gmf_platform.cli.arguments import Arguments, VerbParser, parse_arguments, shipped_folder
 from gmf_platform.cli.precheck import check_checkpoint, check_data, check_init_from
-from gmf_platform.cli.run_directory import RunDirectory, config_differences, file_hash
+from gmf_platform.cli.run_directory import RunDirectory, config_differences, content_hash
 from gmf_platform.cli.sources import Sources, canonical
 from gmf_platform.errors import ExitCode, UserError
 
@@ -130,6 +130,25 @@ def _resume_from(folder: RunDirectory, experiment: Any) -> Path | None:
             f"{folder.path} holds a run of another config:\n{shown}\n"
             "give this one its own --name, or set that one aside with --fresh"
         )
+    return _newest_whole(folder)
+
+
+def _newest_whole(folder: RunDirectory) -> Path:
+    """The last checkpoint, or the one before if that was damaged.
+
+    Raises:
+        UserError: neither can be read.
+    """
+    from gmf_platform.models.weights import read_facts
+
+    try:
+        read_facts(folder.last)
+    except UserError as error:
+        if not folder.previous.exists():
+            raise
+        log.warning("%s\nthe run goes on from the one before, %s", error, folder.previous)
+        read_facts(folder.previous)
+        return folder.previous
     return folder.last
 
 
@@ -195,7 +214,7 @@ def _finish(experiment: Any, folder: RunDirectory) -> None:
         checkpoint.monitor: checkpoint.best_score,
         "best_step": checkpoint.best_step,
         "checkpoint": str(best),
-        "checkpoint_hash": file_hash(best) if best.is_file() else None,
+        "checkpoint_hash": content_hash(best) if best.exists() else None,
     }
     folder.record(score)
     print(json.dumps(score))

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ import yaml
 
 from gmf_platform.errors import UserError
 
-__all__ = ["RunDirectory", "config_differences", "file_hash"]
+__all__ = ["RunDirectory", "config_differences", "content_hash"]
 
 # Where the same run may go on although these differ: how it is carried out, not what it computes.
 _MAY_DIFFER = (
@@ -53,6 +54,7 @@ class RunDirectory:
         self.config = path / "config.yaml"
         self.checkpoints = path / "checkpoints"
         self.last = self.checkpoints / "last.ckpt"
+        self.previous = self.checkpoints / "previous.ckpt"
         self.best = self.checkpoints / "best.ckpt"
         self.metrics = path / "metrics.jsonl"
         self.log = path / "log.txt"
@@ -85,8 +87,14 @@ class RunDirectory:
         lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         lock.flush()
         self._lock = lock
-        for partial in self.checkpoints.glob(".*.ckpt.*"):  # of a process killed while saving
+        self._remove_unfinished()
+
+    def _remove_unfinished(self) -> None:
+        """Remove what a process that was killed while saving left behind."""
+        for partial in self.checkpoints.glob(".*.ckpt.*"):
             partial.unlink()
+        for partial in self.checkpoints.glob(".step-*"):
+            shutil.rmtree(partial)
 
     def release(self) -> None:
         """Give the lock back."""
@@ -174,7 +182,12 @@ def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield from _flatten(value, ".".join(filter(None, (prefix, key))) if inner else prefix)
 
 
-def file_hash(path: Path) -> str:
-    """First 12 hexadecimal digits of a file's SHA-256."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+def content_hash(path: Path) -> str:
+    """First 12 hexadecimal digits of the SHA-256 of a file, or of all files of a folder."""
+    digest = hashlib.sha256()
+    for part in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if part.is_file():
+            with part.open("rb") as file:
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
+    return digest.hexdigest()[:12]

@@ -8,12 +8,16 @@ from gmf_platform.distributed.order import (
     TrainBatches,
     plan_batches,
 )
+from gmf_platform.distributed.strategies import DDP, FSDP, ZeRO
 
 __all__ = [
+    "DDP",
+    "FSDP",
     "BatchPlan",
     "EvalBatches",
     "SampleKey",
     "SampleOrder",
     "TrainBatches",
+    "ZeRO",
     "plan_batches",
 ]

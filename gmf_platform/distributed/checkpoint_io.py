@@ -1,13 +1,17 @@
-"""Checkpoint files that are whole or not there."""
+"""Checkpoints that are whole or not there, as one file or as a folder of shards."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-__all__ = ["AtomicCheckpointIO"]
+from gmf_platform.distributed.strategies import saves_folders
+
+__all__ = ["AtomicCheckpointIO", "keep_as", "save_checkpoint"]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -22,7 +26,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write a checkpoint."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        temporary = _beside(target)
         try:
             with temporary.open("wb") as file:
                 torch.save(checkpoint, file)
@@ -31,3 +35,80 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def save_checkpoint(trainer: Trainer, target: Path) -> None:
+    """Save the state of a run under a name, whole or not at all; all processes call it.
+
+    What had the name before is kept as ``previous.ckpt`` beside it.
+
+    Strategies that write a folder write it under a name of its own; when all processes have
+    written, ``target`` becomes a link to it. What no link leads to any more is removed.
+
+    Args:
+        trainer: with its strategy.
+        target: a name ending in ``.ckpt``.
+    """
+    if trainer.is_global_zero and target.exists():
+        keep_as(target, target.with_name("previous.ckpt"))
+    if not saves_folders(trainer.strategy):
+        trainer.save_checkpoint(target, weights_only=False)
+        return
+    folder = Path(trainer.strategy.broadcast(str(_free_name(target, trainer.global_step))))
+    unfinished = folder.with_name(f".{folder.name}")
+    trainer.save_checkpoint(unfinished, weights_only=False)
+    trainer.strategy.barrier()
+    if trainer.is_global_zero:
+        _sync_to_disk(unfinished)
+        unfinished.replace(folder)
+        _point(target, folder.name)
+        _remove_unlinked(target.parent)
+    trainer.strategy.barrier()
+
+
+def keep_as(source: Path, target: Path) -> None:
+    """Give a checkpoint a second name, replacing what had it; copied where links do not work."""
+    if source.is_symlink():
+        _point(target, str(source.readlink()))
+        _remove_unlinked(target.parent)
+        return
+    temporary = _beside(target)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copy2(source, temporary)
+    temporary.replace(target)
+
+
+def _beside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{os.getpid()}")
+
+
+def _free_name(target: Path, step: int) -> Path:
+    """A folder of this step: a step is saved twice, before and after its validation."""
+    first = target.with_name(f"step-{step:08d}")
+    return first if not first.exists() else target.with_name(f"step-{step:08d}-validated")
+
+
+def _point(target: Path, name: str) -> None:
+    temporary = _beside(target)
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(name)
+    temporary.replace(target)
+
+
+def _remove_unlinked(parent: Path) -> None:
+    kept = {path.readlink().name for path in parent.iterdir() if path.is_symlink()}
+    for path in parent.iterdir():
+        ours = path.name.lstrip(".").startswith("step-") and not path.is_symlink()
+        if ours and path.is_dir() and path.name not in kept:
+            shutil.rmtree(path)
+
+
+def _sync_to_disk(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from gmf_platform.errors import UserError
 from gmf_platform.models.backbones.groupmixformer import VARIANTS
 from gmf_platform.models.heads.classification import ClassificationHead
+from gmf_platform.models.weight_folders import read_folder
 from gmf_platform.models.weight_names import official_name, unknown_parts
 
 __all__ = [
@@ -135,7 +136,7 @@ def read_facts(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is damaged, or asks to run code.
     """
-    content = {} if path.suffix == ".safetensors" else _unpickle(path)
+    content = _content(path)
     if not isinstance(content, Mapping) or "gmf_platform" not in content:
         return {}
     return {"global_step": content["global_step"], **content["gmf_platform"]}
@@ -148,7 +149,7 @@ def check_resumable(model: nn.Module, path: str | Path) -> None:
         UserError: the file is damaged, holds weights alone, or is of another model.
     """
     path = Path(path)
-    content = {} if path.suffix == ".safetensors" else _unpickle(path)
+    content = _content(path)
     if not isinstance(content, Mapping) or "loops" not in content:
         raise UserError(
             f"--ckpt_path {path}: the file holds weights alone, not the state of a run: begin from "
@@ -174,9 +175,10 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
     Takes ``.safetensors``, a plain state dict, GroupMixFormer's ``{"model": ...}`` with whatever
     settings its training left beside it, and a checkpoint of ours (``{"state_dict":
-    {"model.<name>": ...}}``), whose moving average, if it has one, is preferred to the weights that
-    its run goes on from. Names become the authors' published ones: birder's and earlier files' are
-    translated, and what wrappers such as ``torch.compile`` put into them goes.
+    {"model.<name>": ...}}``), also one in shards (`read_folder`), whose moving average, if it has
+    one, is preferred to the weights that its run goes on from. Names become the authors' published
+    ones: birder's and earlier files' are translated, and what wrappers such as ``torch.compile`` put
+    into them goes.
 
     Args:
         path: The file.
@@ -192,10 +194,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], bool]:
     """The tensors of a file, and whether they are a moving average."""
-    if not path.is_file():
-        what = "is a folder, not a file" if path.is_dir() else "does not exist"
-        raise UserError(f"Weights {path}: the path {what}. Give the path of a weights file.")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _unpickle(path)
+    if not path.exists():
+        raise UserError(f"Weights {path}: the path does not exist. Give that of a weights file.")
+    content = _content(path)
     tensors = {
         official_name(name): value
         for name, value in _state_dict_in(content).items()
@@ -315,6 +316,13 @@ def _refuse_partial_backbone(report: LoadReport) -> None:
             f"have another size there ({some}). Give a file of this backbone, or --allow-partial "
             f"if that is meant.\n{report}"
         )
+
+
+def _content(path: Path) -> Any:
+    """What a file, or a folder of shards, holds."""
+    if path.is_dir():
+        return read_folder(path)
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _unpickle(path)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from gmf_platform.distributed import FSDP, ZeRO
 from gmf_platform.evaluation.drawing import Compared
 from gmf_platform.models.norm import NormMode, set_norm_mode
 from gmf_platform.optim import (
@@ -36,6 +37,16 @@ def unpadded(batch: Mapping[str, Any], index: int) -> NDArray[np.uint8]:
     height, width = batch["sizes"][index].tolist()
     image = batch["images"][index, :, :height, :width].permute(1, 2, 0)
     return np.ascontiguousarray(image.cpu().numpy())
+
+
+def _name_strides_alike(model: nn.Module) -> None:
+    """Give depthwise kernels the strides that their gradients come with.
+
+    Over an axis of one element a stride means nothing, but DDP compares them.
+    """
+    for parameter in model.parameters():
+        if parameter.ndim == 4 and parameter.shape[1] == 1:
+            parameter.data = parameter.data.contiguous().view(-1).view(parameter.shape)
 
 
 class BaseTask(LightningModule):
@@ -104,6 +115,7 @@ class BaseTask(LightningModule):
             UserError: the backbone has not as many stages as are to be frozen.
         """
         model = model.to(memory_format=torch.channels_last)
+        _name_strides_alike(model)
         backbone = model.get_submodule("backbone")
         set_norm_mode(backbone, self.norm)
         self._frozen = freeze_stages(backbone, self.frozen_stages)
@@ -117,6 +129,12 @@ class BaseTask(LightningModule):
         for module in self._frozen:
             module.eval()
         return self
+
+    def configure_model(self) -> None:
+        """Let the strategy spread the model over the processes."""
+        match self.trainer.strategy:
+            case FSDP() | ZeRO() as strategy:
+                strategy.prepare(self.model)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimiser over groups of parameters, schedule by optimiser step.
@@ -163,7 +181,7 @@ class BaseTask(LightningModule):
     def total_loss(self, losses: dict[str, Tensor]) -> Tensor:
         """Sum the losses, and log each by name under ``train/``.
 
-        What is logged is the mean over the micro-batches of an optimiser step.
+        What is logged is the mean over the micro-batches of an optimiser step, and over processes.
         """
         total = torch.stack(list(losses.values())).sum()
         parts = self.trainer.accumulate_grad_batches
@@ -172,7 +190,7 @@ class BaseTask(LightningModule):
         for name, loss in (losses | {"loss": total}).items():
             before = self._step_losses.get(f"train/{name}", 0.0)
             self._step_losses[f"train/{name}"] = before + loss.detach() / parts
-        self.log_dict(self._step_losses, batch_size=1)
+        self.log_dict(self._over_processes(self._step_losses), batch_size=1)
         return total
 
     @abstractmethod
@@ -184,6 +202,17 @@ class BaseTask(LightningModule):
             outputs: what ``validation_step`` returned for it; ``len(batch["ids"])`` images.
             index: of the image in the batch.
         """
+
+    def _over_processes(self, losses: dict[str, Any]) -> dict[str, Any]:
+        """The means over processes, by one collective, on the steps that are logged."""
+        trainer = self.trainer
+        step_ends = (trainer.fit_loop.total_batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        is_logged = step_ends and (trainer.global_step + 1) % every == 0
+        if trainer.world_size == 1 or not is_logged:
+            return losses
+        means = trainer.strategy.reduce(torch.stack(list(losses.values())), reduce_op="mean")
+        return dict(zip(losses, means, strict=True))
 
     def evaluation_settings(self) -> dict[str, Any]:
         """What a score depends on beside the weights, for its line in metrics.jsonl."""

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from gmf_platform.cli.run_directory import RunDirectory, config_differences, file_hash
+from gmf_platform.cli.run_directory import RunDirectory, config_differences, content_hash
 from gmf_platform.errors import UserError
 
 HOLD = """\
@@ -161,6 +161,6 @@ def test_best_or_last(tmp_path):
     assert run.best_or_last() == run.best
 
 
-def test_file_hash(tmp_path):
+def test_content_hash(tmp_path):
     (tmp_path / "f").write_bytes(b"abc")
-    assert file_hash(tmp_path / "f") == "ba7816bf8f01"  # SHA-256 of abc: FIPS 180-4's example
+    assert content_hash(tmp_path / "f") == "ba7816bf8f01"  # SHA-256 of abc: FIPS 180-4's example

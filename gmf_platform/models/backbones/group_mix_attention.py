@@ -8,7 +8,7 @@ where G = 5 as published. Tokens are channels-last (B, H, W, C): the memory of a
 image, so that convolutions and matrix products take the same tensor and nothing is transposed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -74,6 +74,10 @@ class GroupMixAttention(nn.Module):
         self.aggregator = Aggregator(segment, kernel_sizes, aggregated, local_branch)
         self.crpe = ConvRelativePosition(segment, attending) if relative_positions else None
         self.proj = nn.Linear(dim, dim)
+
+    def borrowed_parameters(self) -> Iterator[Tensor]:
+        """Parameters of modules inside, which `forward` reads without calling those modules."""
+        return iter(()) if self.crpe is None else self.crpe.parameters()
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix tokens (B, H, W, C) into tokens of the same shape."""
@@ -243,6 +247,10 @@ class SeparableConv(nn.Module):
             inputs, inputs, kernel_size, stride, padding, groups=inputs, bias=False
         )
         self.pointwise_conv = nn.Conv2d(inputs, outputs, 1, bias=False)
+
+    def borrowed_parameters(self) -> Iterator[Tensor]:
+        """See `GroupMixAttention.borrowed_parameters`."""
+        return self.parameters()
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve each of G tensors side by side with the same kernels.

@@ -248,6 +248,10 @@ class ConvPosition(nn.Module):
         super().__init__()
         self.proj = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
 
+    def borrowed_parameters(self) -> Iterator[Tensor]:
+        """See `GroupMixAttention.borrowed_parameters`."""
+        return self.proj.parameters()
+
     def forward(self, x: Tensor) -> Tensor:
         return conv_tokens(x, self.proj.weight, self.proj.bias)
 
