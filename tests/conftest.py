@@ -51,6 +51,14 @@ def sample_ade20k(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def sample_imagenet(tmp_path_factory):
+    """A drawn set in ImageNet's layout, 16 and 10 images of 5 classes; not to be written to."""
+    root = tmp_path_factory.mktemp("sample") / "imagenet"
+    write_sample("imagenet", root, train=16, val=10, size=96, seed=0)
+    return root
+
+
+@pytest.fixture(scope="session")
 def call():
     """Run a command line in this process: ``call("info", "--config", ..., cwd=folder)``."""
     return _call

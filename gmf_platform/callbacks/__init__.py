@@ -1,9 +1,10 @@
 """What watches a run: checkpoints, speed, progress, pictures."""
 
+from gmf_platform.callbacks.average import MovingAverage
 from gmf_platform.callbacks.checkpoint import RunCheckpoint
 from gmf_platform.callbacks.logger import RunLogger
 from gmf_platform.callbacks.pictures import Pictures
 from gmf_platform.callbacks.progress import Progress
 from gmf_platform.callbacks.throughput import Throughput
 
-__all__ = ["Pictures", "Progress", "RunCheckpoint", "RunLogger", "Throughput"]
+__all__ = ["MovingAverage", "Pictures", "Progress", "RunCheckpoint", "RunLogger", "Throughput"]

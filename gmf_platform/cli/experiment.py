@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf.errors import OmegaConfBaseException
 
 from datamodules.base import BaseDataModule
-from gmf_platform.callbacks import Pictures, Progress, RunCheckpoint, Throughput
+from gmf_platform.callbacks import MovingAverage, Pictures, Progress, RunCheckpoint, Throughput
 from gmf_platform.cli.arguments import Arguments
 from gmf_platform.cli.config_check import check_keys
 from gmf_platform.cli.device import default_precision
@@ -32,7 +32,12 @@ from gmf_platform.tasks import BaseTask
 
 __all__ = ["Experiment", "is_first_process"]
 
-CALLBACKS = {"checkpoint": RunCheckpoint, "throughput": Throughput, "pictures": Pictures}
+CALLBACKS = {
+    "checkpoint": RunCheckpoint,
+    "throughput": Throughput,
+    "pictures": Pictures,
+    "average": MovingAverage,
+}
 """Default callbacks by the key that sets them, so that no overlay drops one by accident."""
 
 _TOP_LEVEL = ["seed_everything", "trainer", "model", "data", "init_from", *CALLBACKS]
@@ -267,6 +272,8 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`")
     # Our writer takes names from the batch, not from indices.
     warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
+    # Frozen stages stay in evaluation mode.
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
     # Loader workers are a setting of ours, with a default from the CPUs.
     warnings.filterwarnings("ignore", message=".*does not have many workers")
 
