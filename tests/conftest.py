@@ -7,6 +7,7 @@ import pickle
 import signal
 import socket
 import time
+import traceback
 import warnings
 from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -188,6 +189,9 @@ def _torchrun_main(words, cwd, rank, world_size, port, folder):
         "TORCHELASTIC_RUN_ID": "forked",
         "GLOO_SOCKET_IFNAME": "lo",
     }
-    result = _call(*words, cwd=cwd)
+    try:
+        result = _call(*words, cwd=cwd)
+    except BaseException:  # what would end a process of its own with a traceback
+        result = _Result(1, "", traceback.format_exc())
     (folder / str(rank)).write_bytes(pickle.dumps((result.code, result.out, result.err)))
     os._exit(0)  # what the parent's fixtures registered for its own end is not ours to run
