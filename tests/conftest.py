@@ -51,6 +51,14 @@ def sample_ade20k(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def sample_coco(tmp_path_factory):
+    """A drawn set in COCO's layout, 12 and 6 images of 96 x 96; not to be written to."""
+    root = tmp_path_factory.mktemp("sample") / "coco"
+    write_sample("coco", root, train=12, val=6, size=96, seed=0)
+    return root
+
+
+@pytest.fixture(scope="session")
 def sample_imagenet(tmp_path_factory):
     """A drawn set in ImageNet's layout, 16 and 10 images of 5 classes; not to be written to."""
     root = tmp_path_factory.mktemp("sample") / "imagenet"
