@@ -7,6 +7,7 @@ import pickle
 import signal
 import socket
 import time
+import traceback
 import warnings
 from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -46,6 +47,22 @@ def sample_ade20k(tmp_path_factory):
     """A drawn set in ADE20K's layout, 12 and 6 images of 96 x 96; not to be written to."""
     root = tmp_path_factory.mktemp("sample") / "ade20k"
     write_sample("ade20k", root, train=12, val=6, size=96, seed=0)
+    return root
+
+
+@pytest.fixture(scope="session")
+def sample_coco(tmp_path_factory):
+    """A drawn set in COCO's layout, 12 and 6 images of 96 x 96; not to be written to."""
+    root = tmp_path_factory.mktemp("sample") / "coco"
+    write_sample("coco", root, train=12, val=6, size=96, seed=0)
+    return root
+
+
+@pytest.fixture(scope="session")
+def sample_imagenet(tmp_path_factory):
+    """A drawn set in ImageNet's layout, 16 and 10 images of 5 classes; not to be written to."""
+    root = tmp_path_factory.mktemp("sample") / "imagenet"
+    write_sample("imagenet", root, train=16, val=10, size=96, seed=0)
     return root
 
 
@@ -180,6 +197,9 @@ def _torchrun_main(words, cwd, rank, world_size, port, folder):
         "TORCHELASTIC_RUN_ID": "forked",
         "GLOO_SOCKET_IFNAME": "lo",
     }
-    result = _call(*words, cwd=cwd)
+    try:
+        result = _call(*words, cwd=cwd)
+    except BaseException:  # what would end a process of its own with a traceback
+        result = _Result(1, "", traceback.format_exc())
     (folder / str(rank)).write_bytes(pickle.dumps((result.code, result.out, result.err)))
     os._exit(0)  # what the parent's fixtures registered for its own end is not ours to run

@@ -1,5 +1,6 @@
 """What watches a run: checkpoints, speed, progress, pictures."""
 
+from gmf_platform.callbacks.average import MovingAverage
 from gmf_platform.callbacks.checkpoint import RunCheckpoint
 from gmf_platform.callbacks.guard import Guard
 from gmf_platform.callbacks.logger import RunLogger
@@ -8,4 +9,13 @@ from gmf_platform.callbacks.progress import Progress
 from gmf_platform.callbacks.throughput import Throughput
 from gmf_platform.callbacks.watchdog import Watchdog
 
-__all__ = ["Guard", "Pictures", "Progress", "RunCheckpoint", "RunLogger", "Throughput", "Watchdog"]
+__all__ = [
+    "Guard",
+    "MovingAverage",
+    "Pictures",
+    "Progress",
+    "RunCheckpoint",
+    "RunLogger",
+    "Throughput",
+    "Watchdog",
+]

@@ -54,9 +54,11 @@ class Progress(Callback):
         )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report the scores."""
+        """Report the scores, or those that the task has in front."""
         if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
             return
         scores = {k: v for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        first = {f"val/{name}" for name in getattr(pl_module, "headline", ())}
+        scores = {k: v for k, v in scores.items() if k in first} or scores
         named = "  ".join(f"{name} {float(value):.4f}" for name, value in scores.items())
         log.info("validation at step %d  %s", trainer.global_step, named)

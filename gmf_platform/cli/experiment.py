@@ -19,7 +19,15 @@ from lightning.pytorch.loggers import Logger
 from omegaconf.errors import OmegaConfBaseException
 
 from datamodules.base import BaseDataModule
-from gmf_platform.callbacks import Guard, Pictures, Progress, RunCheckpoint, Throughput, Watchdog
+from gmf_platform.callbacks import (
+    Guard,
+    MovingAverage,
+    Pictures,
+    Progress,
+    RunCheckpoint,
+    Throughput,
+    Watchdog,
+)
 from gmf_platform.cli.arguments import Arguments
 from gmf_platform.cli.config_check import check_keys
 from gmf_platform.cli.device import default_precision
@@ -39,6 +47,7 @@ CALLBACKS = {
     "checkpoint": RunCheckpoint,
     "throughput": Throughput,
     "pictures": Pictures,
+    "average": MovingAverage,
 }
 """Default callbacks by the key that sets them, so that no overlay drops one by accident."""
 
@@ -285,12 +294,21 @@ def _quieten() -> None:
     # Suggestions of loggers, absent TPUs, "Seed set to 0".
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
+    # Each process says that it is there.
+    logging.getLogger("lightning.fabric.utilities.distributed").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.strategies.deepspeed").setLevel(logging.WARNING)
+    # Scores are summed over processes before they are logged.
+    warnings.filterwarnings("ignore", message=".*sync_dist=True")
+    # A folder of shards is what `convert` and every other verb reads.
+    warnings.filterwarnings("ignore", message="When saving the DeepSpeed Stage 3 checkpoint")
     # We parse the command line ourselves and hand LightningCLI the rest.
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
     # Lightning 2.6 calls what torch 2.13 deprecated.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`")
     # Our writer takes names from the batch, not from indices.
     warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
+    # Frozen stages stay in evaluation mode.
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
     # Loader workers are a setting of ours, with a default from the CPUs.
     warnings.filterwarnings("ignore", message=".*does not have many workers")
 

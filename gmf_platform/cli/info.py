@@ -26,6 +26,7 @@ def run(verb: str, argv: Sequence[str]) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     from gmf_platform.cli.experiment import Experiment
+    from gmf_platform.tasks import DetectionTask
 
     experiment = Experiment(arguments)
     experiment.build(Path(), quiet=True)
@@ -33,11 +34,14 @@ def run(verb: str, argv: Sequence[str]) -> int:
         print(f"{experiment.load(experiment.init_from, allow_partial=True)}\n")
     model = deepcopy(experiment.task.model).eval().to("meta")  # shapes without memory or time
     images = torch.zeros(1, 3, size[0], size[-1], dtype=torch.uint8, device="meta")
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(images)
     backbone = model.get_submodule("backbone")
-    with torch.no_grad():
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         features = backbone(images.float())
+    where = "in the backbone; those of the head depend on what it finds"
+    if not isinstance(experiment.task, DetectionTask):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(images)
+        where = "in all"
     strides: Sequence[int] = backbone.strides  # type: ignore[assignment]
 
     print(f"{'part':<16} {'parameters':>12}")
@@ -47,7 +51,7 @@ def run(verb: str, argv: Sequence[str]) -> int:
             print(f"{name:<16} {count:>12,}")
     print(f"{'all':<16} {sum(p.numel() for p in model.parameters()):>12,}")
     print(
-        f"\nat {size[0]} x {size[-1]}: {counter.get_total_flops() / 2e9:.2f} GFLOPs "
+        f"\nat {size[0]} x {size[-1]}: {counter.get_total_flops() / 2e9:.2f} GFLOPs {where} "
         "(a multiply-add counted as one, as papers do)"
     )
     for stride, shape in zip(strides, features, strict=True):

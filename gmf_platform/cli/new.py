@@ -13,9 +13,16 @@ __all__ = ["run"]
 def run(verb: str, argv: Sequence[str]) -> int:
     """Run the verb; see ``new --help`` and ``new seg --help``."""
     parser = PlainParser(verb, "Look at your data, and print a config that fits it.")
-    parser.add_argument("task", choices=["seg"], help="seg: images with masks of classes")
-    parser.parse_args(argv[:1])
-    return _segmentation(f"{verb} seg", argv[1:])
+    tasks = {
+        "seg": (_segmentation, "images with masks of classes"),
+        "det": (_detection, "images with COCO annotations, of boxes or of masks too"),
+        "cls": (_classification, "images in a folder for each class"),
+    }
+    what = "; ".join(f"{task}: {about}" for task, (_, about) in tasks.items())
+    parser.add_argument("task", choices=list(tasks), help=what)
+    task: str = parser.parse_args(argv[:1]).task
+    write, _ = tasks[task]
+    return write(f"{verb} {task}", argv[1:])
 
 
 def _segmentation(verb: str, argv: Sequence[str]) -> int:
@@ -48,6 +55,64 @@ def _segmentation(verb: str, argv: Sequence[str]) -> int:
     meaning = decide(survey, names)
     config = write_config(survey, meaning, options.images, options.masks, name=options.name)
     for line in meaning.evidence:
+        print(f"note: {line}", file=sys.stderr)
+    print(config, end="")
+    return ExitCode.DONE
+
+
+def _detection(verb: str, argv: Sequence[str]) -> int:
+    parser = PlainParser(
+        verb,
+        "Look at COCO annotations, and print a config for them: "
+        f"python -m gmf_platform {verb} --images DIR --annotations FILE > my.yaml",
+    )
+    for prefix, whose in (("", "images"), ("val-", "validation images; default: a share of all")):
+        needed = not prefix
+        parser.add_argument(
+            f"--{prefix}images", type=Path, required=needed, metavar="DIR", help=f"of the {whose}"
+        )
+        parser.add_argument(
+            f"--{prefix}annotations", type=Path, required=needed, metavar="FILE", help="likewise"
+        )
+    parser.add_argument("--name", default="my", help="of the config, for its comments")
+    options = parser.parse_args(argv)
+
+    from gmf_platform.cli.new_detection import look_at, notes, write_config
+
+    if (options.val_images is None) != (options.val_annotations is None):
+        raise UserError("--val-images and --val-annotations: one needs the other")
+    parts = [look_at(options.images, options.annotations)]
+    if options.val_images is not None:
+        classes = parts[0].content.class_names
+        parts.append(look_at(options.val_images, options.val_annotations, classes=classes))
+    config = write_config(parts, name=options.name)
+    for line in notes(parts):
+        print(f"note: {line}", file=sys.stderr)
+    print(config, end="")
+    return ExitCode.DONE
+
+
+def _classification(verb: str, argv: Sequence[str]) -> int:
+    parser = PlainParser(
+        verb,
+        "Look at images in a folder for each class, and print a config for them: "
+        f"python -m gmf_platform {verb} --images DIR > my.yaml",
+    )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="holds a folder for each class, or train and val that do",
+    )
+    parser.add_argument("--name", default="my", help="of the config, for its comments")
+    options = parser.parse_args(argv)
+
+    from gmf_platform.cli.new_classification import look_at, notes, write_config
+
+    survey = look_at(options.images)
+    config = write_config(survey, name=options.name)
+    for line in notes(survey):
         print(f"note: {line}", file=sys.stderr)
     print(config, end="")
     return ExitCode.DONE

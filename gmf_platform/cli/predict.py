@@ -1,6 +1,7 @@
 """predict: write predictions for image files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,8 @@ def run(verb: str, argv: Sequence[str]) -> int:
     experiment.build(Path(), quiet=True)
     load_trained(experiment, checkpoint, arguments.options)
     trainer = experiment.trainer
-    writer = _writer(experiment.task)(output, images, experiment.task.class_names)
+    make_writer = _writer(experiment.task, checkpoint or experiment.init_from)
+    writer = make_writer(output, images, experiment.task.class_names)
     _spare_images(writer, images)
     trainer.callbacks.append(writer)  # type: ignore[attr-defined]
     loader = experiment.datamodule.predict_loader(
@@ -57,11 +59,20 @@ def run(verb: str, argv: Sequence[str]) -> int:
     return ExitCode.DONE
 
 
-def _writer(task: "BaseTask") -> "type[PredictionWriter]":
+def _writer(task: "BaseTask", weights: Path | None) -> "Callable[..., PredictionWriter]":
+    """What writes a task's predictions; a checkpoint tells how COCO's results name its classes."""
     from gmf_platform.deploy import writers
-    from gmf_platform.tasks import SegmentationTask
+    from gmf_platform.models.weights import read_facts
+    from gmf_platform.tasks import ClassificationTask, DetectionTask, SegmentationTask
 
     match task:
+        case ClassificationTask():
+            return writers.ClassificationWriter
+        case DetectionTask():
+            facts = {} if weights is None or not weights.is_file() else read_facts(weights)
+            same = facts.get("class_names") == task.class_names
+            ids = facts.get("category_ids") if same else None
+            return partial(writers.DetectionWriter, category_ids=ids)
         case SegmentationTask():
             return writers.SegmentationWriter
     raise UserError(f"model.class_path: nothing here writes what {type(task).__name__} predicts")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import (
     DDPStrategy,
@@ -15,7 +14,6 @@ from lightning.pytorch.strategies import (
     ModelParallelStrategy,
     Strategy,
 )
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
@@ -177,7 +175,6 @@ class ZeRO(DeepSpeedStrategy):
             process_group_backend=process_group_backend,
         )
         self.autocast, self.offloads_optimizer = autocast, offload_optimizer
-        self._universal: Path | None = None
 
     @property
     def parallel_devices(self) -> list[torch.device] | None:
@@ -200,23 +197,15 @@ class ZeRO(DeepSpeedStrategy):
         else:
             super().setup_environment()
 
-    def setup(self, trainer: Trainer) -> None:
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> Any:
         """As Lightning's; a checkpoint of another number of processes is converted first.
 
         Raises:
-            UserError: the checkpoint to go on from is not one of DeepSpeed's.
+            UserError: it is not one of DeepSpeed's.
         """
-        path = trainer.ckpt_path
-        if path is not None and trainer.state.fn == TrainerFn.FITTING:
-            self._universal = self._converted(Path(path))
-            if self._universal is not None:
-                assert isinstance(self.config, dict)
-                self.config["checkpoint"] = {"load_universal": True}
-        super().setup(trainer)
-
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> Any:
-        """As Lightning's, from the converted folder if there is one."""
-        return super().load_checkpoint(self._universal or checkpoint_path, weights_only)
+        universal = self._converted(Path(checkpoint_path))
+        self.deepspeed_engine._config.load_universal_checkpoint = universal is not None
+        return super().load_checkpoint(universal or checkpoint_path, weights_only)
 
     def _converted(self, path: Path) -> Path | None:
         """A folder that any number of processes can load; None if the checkpoint's own is right."""

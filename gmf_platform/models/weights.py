@@ -55,6 +55,7 @@ class LoadReport:
 
     Attributes:
         path: The file.
+        averaged: Whether it is the moving average of a run's weights that was taken.
         loaded: Names in the model that took the file's values.
         skipped: Names in the model whose size differs.
         missing: Names in the model that the file lacks.
@@ -62,6 +63,7 @@ class LoadReport:
     """
 
     path: Path
+    averaged: bool
     loaded: tuple[str, ...]
     skipped: tuple[SkippedTensor, ...]
     missing: tuple[str, ...]
@@ -75,7 +77,8 @@ class LoadReport:
             "not in the model": _by_module(self.unused),
         }
         table = [f"  {title:<16}  {text}" for title, text in rows.items() if text]
-        return "\n".join([f"{self.path}:", *table])
+        title = f"{self.path}, the moving average:" if self.averaged else f"{self.path}:"
+        return "\n".join([title, *table])
 
 
 def load_weights(model: nn.Module, path: str | Path, *, allow_partial: bool = False) -> LoadReport:
@@ -97,7 +100,7 @@ def load_weights(model: nn.Module, path: str | Path, *, allow_partial: bool = Fa
         UserError: If the file cannot be read, holds another GroupMixFormer, or does not fill the
             backbone.
     """
-    found = read_state_dict(path)
+    found, averaged = _read(Path(path))
     own: dict[str, Tensor] = model.state_dict()
     _refuse_other_layout(Path(path), found, own, allow_partial)
 
@@ -105,6 +108,7 @@ def load_weights(model: nn.Module, path: str | Path, *, allow_partial: bool = Fa
     fits = {name: found[name].shape == own[target].shape for name, target in names.items()}
     report = LoadReport(
         path=Path(path),
+        averaged=averaged,
         loaded=tuple(target for name, target in names.items() if fits[name]),
         skipped=tuple(
             SkippedTensor(target, tuple(found[name].shape), tuple(own[target].shape))
@@ -171,8 +175,10 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
     Takes ``.safetensors``, a plain state dict, GroupMixFormer's ``{"model": ...}`` with whatever
     settings its training left beside it, and a checkpoint of ours (``{"state_dict":
-    {"model.<name>": ...}}``), also one in shards (`read_folder`). Names become the authors' published ones: birder's and earlier files'
-    are translated, and what wrappers such as ``torch.compile`` put into them goes.
+    {"model.<name>": ...}}``), also one in shards (`read_folder`), whose moving average, if it has
+    one, is preferred to the weights that its run goes on from. Names become the authors' published
+    ones: birder's and earlier files' are translated, and what wrappers such as ``torch.compile`` put
+    into them goes.
 
     Args:
         path: The file.
@@ -183,7 +189,11 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     Raises:
         UserError: If the file is absent, damaged, without tensors, or asks to run code.
     """
-    path = Path(path)
+    return _read(Path(path))[0]
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], bool]:
+    """The tensors of a file, and whether they are a moving average."""
     if not path.exists():
         raise UserError(f"Weights {path}: the path does not exist. Give that of a weights file.")
     content = _content(path)
@@ -198,7 +208,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             f"Weights {path}: no tensors found by name (it holds: {keys}). Give a state dict, "
             "alone or under the key 'model' or 'state_dict'."
         )
-    return tensors
+    return tensors, _average_in(content) is not None
 
 
 def find_variant(state_dict: Mapping[str, Tensor]) -> str | None:
@@ -348,12 +358,22 @@ def _state_dict_in(content: Any) -> Mapping[str, Any]:
     """The state dict inside what a file holds; empty if there is none."""
     match content:
         case {"state_dict": dict(inner)}:
+            inner = _average_in(content) or inner
             ours = {k.removeprefix("model."): v for k, v in inner.items() if k.startswith("model.")}
             return ours or inner
         case {"model": dict(inner)} | dict(inner):
             return inner
         case _:
             return {}
+
+
+def _average_in(content: Any) -> dict[str, Tensor] | None:
+    """The moving average in a checkpoint of ours (gmf_platform/callbacks/average.py)."""
+    match content:
+        case {"gmf_platform": _, "average": {"state_dict": dict(average)}}:
+            return average
+        case _:
+            return None
 
 
 def _by_module(names: Iterable[str]) -> str:

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +16,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from gmf_platform.distributed import FSDP, ZeRO
 from gmf_platform.evaluation.drawing import Compared
 from gmf_platform.models.norm import NormMode, set_norm_mode
-from gmf_platform.optim import Polynomial, Schedule, parameter_groups
+from gmf_platform.optim import (
+    Polynomial,
+    Schedule,
+    freeze_stages,
+    parameter_groups,
+    scale_learning_rates,
+)
 
 __all__ = ["BaseTask", "HeadFactory", "NormMode", "unpadded"]
 
@@ -56,14 +62,22 @@ class BaseTask(LightningModule):
         lr_for_batch_size: the global batch that the optimiser's learning rate is meant for;
             it is scaled by ``data.global_batch_size`` over this. None: not scaled.
         decay_norms_and_biases: weight decay is for these parameters too.
+        layer_decay: learning rate of a layer of the backbone over that of the layer behind it;
+            the last one's over the head's. None: the same for all.
+        lr_factors: factors of the learning rate by part of the model, ``{backbone: 0.1}``, or by
+            the beginning of parameters' names.
+        frozen_stages: stages of the backbone, with its stem, that are not trained, from the front:
+            0 trains all, 4 the head alone.
         norm: batch norms of the backbone: synchronised over processes, per process, or frozen.
         compile: run the model through torch.compile.
         seed: of everything random on the device, with the step and the process.
 
     Attributes:
         batch_losses: of the training batch at hand, by name; ``loss`` is their sum.
+        headline: scores to be named after each validation of a run; none: all of them.
     """
 
+    headline: ClassVar[Sequence[str]] = ()
     model: nn.Module
 
     def __init__(
@@ -74,6 +88,9 @@ class BaseTask(LightningModule):
         schedule: Schedule | None = None,
         lr_for_batch_size: int | None = None,
         decay_norms_and_biases: bool = False,
+        layer_decay: float | None = None,
+        lr_factors: dict[str, float] | None = None,
+        frozen_stages: int = 0,
         norm: NormMode = "sync",
         compile: bool = False,
         seed: int = 0,
@@ -85,21 +102,35 @@ class BaseTask(LightningModule):
         self.optimizer, self.schedule = optimizer, schedule or Polynomial()
         self.lr_for_batch_size = lr_for_batch_size
         self.decay_norms_and_biases = decay_norms_and_biases
+        self.layer_decay, self.lr_factors = layer_decay, lr_factors
+        self.frozen_stages, self._frozen = frozen_stages, list[nn.Module]()
         self.norm, self.compiled, self.seed = norm, compile, seed
         self.batch_losses: dict[str, Tensor] = {}
         self._step_losses: dict[str, Tensor | float] = {}
 
     def prepared(self, model: ModelT) -> ModelT:
-        """Give a model its memory format, norm mode and, if asked for, its compiler.
+        """Give a model its memory format, norm mode, frozen stages and, if asked for, its compiler.
 
         ``compile`` works in place, so that checkpoint keys stay as they are.
+
+        Raises:
+            UserError: the backbone has not as many stages as are to be frozen.
         """
         model = model.to(memory_format=torch.channels_last)
         _name_strides_alike(model)
-        set_norm_mode(model.get_submodule("backbone"), self.norm)
+        backbone = model.get_submodule("backbone")
+        set_norm_mode(backbone, self.norm)
+        self._frozen = freeze_stages(backbone, self.frozen_stages)
         if self.compiled:
             model.compile()
         return model
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all but frozen stages, which stay as in evaluation."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
 
     def configure_model(self) -> None:
         """Let the strategy spread the model over the processes."""
@@ -108,14 +139,27 @@ class BaseTask(LightningModule):
                 strategy.prepare(self.model)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Optimiser over decayed and not decayed parameters, schedule by optimiser step."""
-        groups = parameter_groups(self.model, decay_norms_and_biases=self.decay_norms_and_biases)
+        """Optimiser over groups of parameters, schedule by optimiser step.
+
+        Raises:
+            UserError: a learning-rate option that does not fit the model or the data.
+        """
+        groups = parameter_groups(
+            self.model,
+            decay_norms_and_biases=self.decay_norms_and_biases,
+            layer_decay=self.layer_decay,
+            lr_factors=self.lr_factors,
+        )
         optimizer = self.optimizer(groups)
-        factor = self.lr_factor()
-        for group in optimizer.param_groups:
-            group["lr"] *= factor
+        scale_learning_rates(optimizer.param_groups, self.lr_factor())
         total = int(self.trainer.estimated_stepping_batches)
-        scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, total))
+        data = getattr(self.trainer, "datamodule", None)
+        epoch = None if data is None else data.steps_per_epoch()
+
+        def factor(step: int) -> float:
+            return self.schedule.factor(step, total, steps_per_epoch=epoch)
+
+        scheduler = LambdaLR(optimizer, factor)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},

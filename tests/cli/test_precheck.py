@@ -3,7 +3,10 @@ import sys
 
 import pytest
 
-from gmf_platform.cli.arguments import shipped_folder
+from gmf_platform.cli.arguments import VerbParser, parse_arguments, shipped_folder
+from gmf_platform.cli.precheck import check_data
+from gmf_platform.cli.sources import Sources
+from gmf_platform.errors import UserError
 
 MISSING = """\
 import sys, time
@@ -87,3 +90,21 @@ def test_missing_checkpoint_names_those_beside_it(gmf, base, tmp_path, verb):
     (tmp_path / "there" / "last.ckpt").touch()
     result = gmf(verb, *base, "--ckpt_path", "there/lst.ckpt")
     assert result.err.endswith("no file there/lst.ckpt; in there there are: last.ckpt\n")
+
+
+def test_a_set_without_a_split_may_be_of_any_form(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "set/cat").mkdir(parents=True)
+    (tmp_path / "set/cat/1.jpg").touch()
+    text = "data:\n  class_path: datamodules.ImageNet\n  init_args:\n    root: set\n"
+    (tmp_path / "my.yaml").write_text(text)
+
+    def check(*words):
+        check_data(Sources(parse_arguments(VerbParser("fit", ""), ["--config", "my.yaml", *words])))
+
+    with pytest.raises(UserError, match="the folder set has no files in train, val"):
+        check()
+    check("--data.val_fraction", "0.1")
+    check("--data.val_list", "val.txt")
+    with pytest.raises(UserError, match="the folder nowhere does not exist"):
+        check("--data.val_fraction", "0.1", "--data.root", "nowhere")

@@ -113,6 +113,11 @@ def outcome(folder, scalars):
                 tag: curves[tag] for tag in curves if tag.startswith(("train/", "val/", "lr/"))
             },
             weights={kind: content["state_dict"] for kind, content in weights.items()},
+            averages={
+                kind: content["average"]["state_dict"]
+                for kind, content in weights.items()
+                if "average" in content
+            },
             score={k: v for k, v in score.items() if k in ("step", "val/miou", "best_step")},
         )
 
@@ -133,9 +138,11 @@ def whole(run, outcome, folder):
 def same(one, other):
     assert one.curves == other.curves  # value by value, each step once
     assert one.score == other.score
-    for kind, weights in one.weights.items():
-        assert weights.keys() == other.weights[kind].keys()
-        assert all(torch.equal(weights[name], other.weights[kind][name]) for name in weights)
+    assert one.averages.keys() == other.averages.keys()
+    for mine, others in ((one.weights, other.weights), (one.averages, other.averages)):
+        for kind, weights in mine.items():
+            assert weights.keys() == others[kind].keys()
+            assert all(torch.equal(weights[name], others[kind][name]) for name in weights)
 
 
 def test_dropout_is_on(folder, whole):
@@ -200,6 +207,21 @@ def test_stopped_between_two_parts_of_a_step(run, outcome):
     assert resumed.code == 0
     assert "going on at step 8 of 12" in resumed.out
     same(outcome("parts_stopped"), outcome("parts"))
+
+
+@pytest.mark.parametrize("stop", ["train:7:15", "validation:10:2", "validation:12:2"])
+def test_moving_average(run, outcome, folder, stop):
+    """Stopped in a step of 2 batches, and while the average stands in the weights' place."""
+    words = ("--data.per_device_batch_size", "2", "--average.decay", "0.8")
+    if not (folder / "runs" / "averaged").exists():
+        assert run("averaged", *words).code == 0
+    name = f"averaged_{stop.replace(':', '_')}"
+    assert run(name, *words, stop=f"{stop}:SIGTERM").code == 75
+    assert run(name, *words).code == 0
+    found = outcome(name)
+    same(found, outcome("averaged"))
+    last = found.weights["last"]
+    assert any(not torch.equal(last[name], t) for name, t in found.averages["last"].items())
 
 
 def test_killed_in_training(start, run, outcome, whole):

@@ -153,8 +153,9 @@ def test_the_first_process_dies(run):
 
 def test_raises(run):
     (first, second), log, _ = run("raise:1:train:1", *under("ddp"))
-    assert second is None  # a traceback
-    assert first.code == 1
+    assert (first.code, second.code) == (1, 1)
+    assert "KeyError" in second.err
+    assert "KeyError" not in first.err.partition("noticed by")[2]
     assert "left with KeyError: 'nothing'; it was at: waiting for a batch after step 1" in log
 
 

@@ -2,5 +2,6 @@
 
 from gmf_platform.models.backbones.group_mix_attention import GroupMixAttention
 from gmf_platform.models.backbones.groupmixformer import GroupMixFormer
+from gmf_platform.models.backbones.timm_backbone import TimmBackbone
 
-__all__ = ["GroupMixAttention", "GroupMixFormer"]
+__all__ = ["GroupMixAttention", "GroupMixFormer", "TimmBackbone"]

@@ -1,8 +1,9 @@
 """GroupMixFormer, the backbone: four stages of Group-Mix Attention (arXiv 2311.15157)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
@@ -14,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gmf_platform.errors import UserError
 from gmf_platform.models.backbones.group_mix_attention import (
+    Aggregated,
     GroupMixAttention,
     SeparableConv,
     conv_tokens,
@@ -66,6 +68,11 @@ class GroupMixFormer(nn.Module):
         embedding_dims: Channels of the four stages, for a network of your own (multiples of 10).
         depths: Blocks of the four stages, likewise.
         mlp_ratios: Hidden channels of the MLPs over those of the stage, likewise.
+        kernel_sizes: Tokens along a side of the groups of attention, for an ablation; this and the
+            arguments that follow are as published, and described at GroupMixAttention.
+        local_branch: Whether attention has its convolved segment, likewise.
+        aggregated: Which of Q, K and V see groups of tokens, likewise.
+        relative_positions: Whether attention has the term of relative positions, likewise.
 
     Attributes:
         channels: Channels C_i of the feature maps.
@@ -86,6 +93,10 @@ class GroupMixFormer(nn.Module):
         embedding_dims: tuple[int, ...] | None = None,
         depths: tuple[int, ...] | None = None,
         mlp_ratios: tuple[float, ...] | None = None,
+        kernel_sizes: tuple[int, ...] = (3, 5, 7),
+        local_branch: bool = True,
+        aggregated: Aggregated = "qkv",
+        relative_positions: bool = True,
     ) -> None:
         super().__init__()
         layout = VARIANTS[variant]
@@ -105,10 +116,17 @@ class GroupMixFormer(nn.Module):
             [PatchEmbed(dims[0], dims[0], stride=1)]
             + [PatchEmbed(a, b, stride=2) for a, b in pairwise(dims)]
         )
+        attention = partial(
+            GroupMixAttention,
+            kernel_sizes=kernel_sizes,
+            local_branch=local_branch,
+            aggregated=aggregated,
+            relative_positions=relative_positions,
+        )
         last = max(sum(depths) - 1, 1)
         drops = iter(max_drop * i / last for i in range(sum(depths)))
         self.groupmixformer_backbone = nn.ModuleList(
-            Stage([Block(dim, ratio, next(drops)) for _ in range(depth)], checkpointing)
+            Stage([Block(dim, ratio, next(drops), attention) for _ in range(depth)], checkpointing)
             for dim, depth, ratio in zip(dims, depths, ratios, strict=True)
         )
         self.apply(_init_weights)
@@ -132,6 +150,19 @@ class GroupMixFormer(nn.Module):
                 f"{MIN_SIZE}x{MIN_SIZE}. Resize or pad them, or use a larger crop."
             )
         return [x.permute(0, 3, 1, 2) for x in self._stages(images)]
+
+    def layers_by_stage(self) -> list[list[list[nn.Module]]]:
+        """Modules by layer, layers by stage, for learning rates by layer and frozen stages.
+
+        The stem is the first stage, with the first patch embedding; each later one belongs to the
+        first block behind it.
+        """
+        first, *embeddings = self.patch_embed_layers
+        blocks = [stage.get_submodule("gma_stage") for stage in self.groupmixformer_backbone]
+        stages = [[[block] for block in stage.children()] for stage in blocks]
+        for embedding, layers in zip(embeddings, stages[1:], strict=True):
+            layers[:1] = [[embedding, *(layers[0] if layers else [])]]
+        return [[[self.conv_stem, first]], *stages]
 
     def _stages(self, images: Tensor) -> Iterator[Tensor]:
         x = self.conv_stem(images)
@@ -189,11 +220,17 @@ class Stage(nn.Module):
 class Block(nn.Module):
     """Positions by convolution, Group-Mix Attention, MLP; each added to tokens (B, H, W, C)."""
 
-    def __init__(self, dim: int, mlp_ratio: float, drop_path: float) -> None:
+    def __init__(
+        self,
+        dim: int,
+        mlp_ratio: float,
+        drop_path: float,
+        attention: Callable[[int], nn.Module] = GroupMixAttention,
+    ) -> None:
         super().__init__()
         self.cpe = ConvPosition(dim)
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.att = GroupMixAttention(dim)
+        self.att = attention(dim)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)

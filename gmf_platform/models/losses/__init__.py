@@ -1,5 +1,6 @@
-"""Losses of dense prediction."""
+"""Losses of dense prediction and of classification."""
 
+from gmf_platform.models.losses.classification import SoftTargetCrossEntropy
 from gmf_platform.models.losses.segmentation import (
     CrossEntropy,
     Dice,
@@ -9,4 +10,12 @@ from gmf_platform.models.losses.segmentation import (
     Sum,
 )
 
-__all__ = ["CrossEntropy", "Dice", "Focal", "OhemCrossEntropy", "SegmentationLoss", "Sum"]
+__all__ = [
+    "CrossEntropy",
+    "Dice",
+    "Focal",
+    "OhemCrossEntropy",
+    "SegmentationLoss",
+    "SoftTargetCrossEntropy",
+    "Sum",
+]

@@ -1,5 +1,7 @@
 """Group-Mix Attention against its formula written head by head, and the copies it makes."""
 
+from typing import get_args
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,23 +10,35 @@ from torch.profiler import ProfilerActivity, profile
 
 from gmf_platform.errors import UserError
 from gmf_platform.models.backbones import GroupMixAttention
+from gmf_platform.models.backbones.group_mix_attention import Aggregated
 from gmf_platform.models.backbones.groupmixformer import Block
 
-DIM, SEGMENT = 40, 8
 
-
-def reference(attention, x, num_heads):
+def reference(
+    attention,
+    x,
+    num_heads=8,
+    *,
+    kernel_sizes=(3, 5, 7),
+    local_branch=True,
+    aggregated="qkv",
+    relative_positions=True,
+):
     """The formula, with images (B, C, H, W) and one head at a time."""
-    batch, height, width, _ = x.shape
-    head = 4 * SEGMENT // num_heads  # channels
+    batch, height, width, channels = x.shape
+    attending = 1 + len(kernel_sizes)
+    size = channels // (attending + local_branch)  # channels of a segment
+    head = attending * size // num_heads  # channels of a head
     qkv = attention.qkv(x).permute(0, 3, 1, 2).chunk(3, dim=1)
     parts = attention.aggregator
 
     def depthwise(weights, image):
         return F.conv2d(image, weights, padding=weights.shape[-1] // 2, groups=len(weights))
 
-    def proxies(i, image):
-        if i > 0:
+    def proxies(i, image, letter):
+        if letter not in aggregated or aggregated == "none":
+            return image
+        if i > 0 and kernel_sizes[i - 1] > 1:
             separable = getattr(parts, f"agg{i}")
             image = depthwise(separable.conv1.weight, image)
             image = F.conv2d(image, separable.pointwise_conv.weight)
@@ -32,45 +46,69 @@ def reference(attention, x, num_heads):
         mean, var = norm.running_mean, norm.running_var
         return F.hardswish(F.batch_norm(image, mean, var, norm.weight, norm.bias))
 
-    segments = [image.split(SEGMENT, dim=1) for image in qkv]
+    segments = [image.split(size, dim=1) for image in qkv]
     q, k, v = (
-        torch.cat([proxies(i, image[i]) for i in range(4)], dim=1).split(head, dim=1)
-        for image in segments
+        torch.cat([proxies(i, image[i], letter) for i in range(attending)], dim=1)
+        for image, letter in zip(segments, "qkv", strict=True)
     )
-    kernels = [(c.weight, c.bias) for c in attention.crpe.conv_list for _ in range(len(c.bias))]
-    offsets = [j for c in attention.crpe.conv_list for j in range(len(c.bias))]
+    positions = torch.zeros_like(v)
+    if relative_positions:
+        convs = attention.crpe.conv_list
+        pieces = v.split([len(conv.bias) for conv in convs], dim=1)
+        positions = torch.cat([conv(p) for conv, p in zip(convs, pieces, strict=True)], dim=1)
+    q, k, v, positions = (image.split(head, dim=1) for image in (q, k, v, positions))
     heads = []
     for i in range(num_heads):
         rows = [image[i].flatten(2).mT for image in (q, k, v)]  # (B, N, D)
         context = rows[1].softmax(dim=1).mT @ rows[2]
-        attended = (DIM // num_heads) ** -0.5 * rows[0] @ context
-        position = torch.cat(
-            [
-                depthwise(weight[j : j + 1], v[i][:, d : d + 1]) + bias[j]
-                for d in range(head)
-                for (weight, bias), j in [(kernels[i * head + d], offsets[i * head + d])]
-            ],
-            dim=1,
-        )
-        heads.append(attended.mT.reshape(batch, head, height, width) + q[i] * position)
+        attended = (channels // num_heads) ** -0.5 * rows[0] @ context
+        heads.append(attended.mT.reshape(batch, head, height, width) + q[i] * positions[i])
+    mixed = torch.cat(heads, dim=1).permute(0, 2, 3, 1)
+    if not local_branch:
+        return attention.proj(mixed)
 
     local = parts.agg0
-    image = depthwise(local.conv.conv1.weight, torch.cat([s[4] for s in segments], dim=1))
+    image = depthwise(local.conv.conv1.weight, torch.cat([s[-1] for s in segments], dim=1))
     image = F.conv2d(image, local.conv.pointwise_conv.weight)
-    image = F.layer_norm(image.permute(0, 2, 3, 1), (SEGMENT,), local.norm.weight, local.norm.bias)
-    mixed = torch.cat([torch.cat(heads, dim=1).permute(0, 2, 3, 1), F.hardswish(image)], dim=-1)
-    return attention.proj(mixed)
+    image = F.layer_norm(image.permute(0, 2, 3, 1), (size,), local.norm.weight, local.norm.bias)
+    return attention.proj(torch.cat([mixed, F.hardswish(image)], dim=-1))
 
 
-@pytest.mark.parametrize("num_heads", [8, 16])
-def test_equals_the_formula_head_by_head(num_heads, relative_error):
+WIDTH = 480  # which 1 to 5 segments can share
+ABLATIONS = [
+    {},
+    {"num_heads": 16},
+    *({"aggregated": letters} for letters in get_args(Aggregated)),
+    {"local_branch": False},
+    {"relative_positions": False},
+    {"kernel_sizes": (1, 5, 7)},
+    {"kernel_sizes": (9, 9, 9)},
+    {"kernel_sizes": (3,), "num_heads": 8},  # two attending segments
+    {"kernel_sizes": (3, 5), "num_heads": 24},  # three
+    {"kernel_sizes": (), "local_branch": False},  # one
+    {"kernel_sizes": (3, 1, 5), "local_branch": False, "aggregated": "qv"},
+    {"aggregated": "none", "local_branch": False, "relative_positions": False},
+]
+
+
+@pytest.mark.parametrize("options", ABLATIONS, ids=str)
+def test_equals_the_formula_head_by_head(options, relative_error):
     torch.manual_seed(0)
-    attention = GroupMixAttention(DIM, num_heads).eval()
+    attention = GroupMixAttention(WIDTH, **options).eval()
     for tensor in attention.state_dict().values():
         if tensor.is_floating_point():
             tensor.uniform_(0.1, 1) if tensor.ndim == 1 else tensor.normal_(std=0.3)
-    x = torch.randn(2, 5, 7, DIM)
-    assert relative_error(attention(x), reference(attention, x, num_heads)) < 1e-6
+    x = torch.randn(2, 5, 7, WIDTH)
+    assert relative_error(attention(x), reference(attention, x, **options)) < 1e-6
+
+
+@pytest.mark.parametrize("options", ABLATIONS, ids=str)
+def test_every_parameter_is_used(options):
+    torch.manual_seed(0)
+    attention = GroupMixAttention(WIDTH, **options)
+    x = torch.randn(2, 3, 4, WIDTH)
+    (attention(x) * torch.randn_like(x)).sum().backward()
+    assert [n for n, p in attention.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
 def test_gradients_in_float64():
@@ -84,6 +122,20 @@ def test_gradients_in_float64():
 def test_refuses_widths_that_do_not_split(dim, num_heads):
     with pytest.raises(UserError, match="multiple"):
         GroupMixAttention(dim, num_heads)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"kernel_sizes": (3, 4, 7)}, r"kernel_sizes \(3, 4, 7\): each has to be odd"),
+        ({"kernel_sizes": (3, -1, 7)}, r"kernel_sizes \(3, -1, 7\)"),
+        ({"kernel_sizes": (3, 5)}, "heads a multiple of 8 and of 3"),
+        ({"kernel_sizes": (3,)}, "channels a multiple of 3 times"),
+    ],
+)
+def test_refuses_ablations_that_do_not_fit(options, said):
+    with pytest.raises(UserError, match=said):
+        GroupMixAttention(40, **options)
 
 
 def copied_elements(module, x):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gmf_platform.errors import UserError
-from gmf_platform.models.backbones import GroupMixFormer
+from gmf_platform.models.backbones import GroupMixAttention, GroupMixFormer
 from gmf_platform.models.heads import ClassificationHead
 from gmf_platform.models.norm import BatchNorm, set_norm_mode
 
@@ -151,6 +151,29 @@ def test_drop_path_grows_linearly_to_the_variants():
         [0, 0.125, 0.25, 0.375, 0.5]
     )
     assert chances(small_net(depths=(1, 0, 0, 0), drop_path=0.3)) == [0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_sizes": [1, 3, 7], "aggregated": "kv"},
+        {"relative_positions": False},
+        {"local_branch": False, "embedding_dims": (16, 24, 24, 32)},
+    ],
+    ids=str,
+)
+def test_ablations_reach_every_block(options):
+    torch.manual_seed(0)
+    net = GroupMixFormer(**{"embedding_dims": (20,) * 4, "depths": (1, 2, 1, 1), **options})
+    alone = {k: v for k, v in options.items() if k != "embedding_dims"}
+    for stage, dim in zip(net.groupmixformer_backbone, net.channels, strict=True):
+        for block in stage.gma_stage:
+            expected = GroupMixAttention(dim, **alone)
+            shapes = {name: t.shape for name, t in expected.state_dict().items()}
+            assert {name: t.shape for name, t in block.att.state_dict().items()} == shapes
+            assert block.att.aggregator.places == expected.aggregator.places
+    sum(map_.square().mean() for map_ in net(torch.randn(2, 3, 64, 64))).backward()
+    assert all(p.grad is not None for p in net.parameters())
 
 
 def test_initial_weights():

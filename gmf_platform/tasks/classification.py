@@ -1,0 +1,114 @@
+"""Image classification."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from gmf_platform.evaluation import ClassificationScores, Guesses, TopK, most_probable
+from gmf_platform.evaluation.class_pictures import compare_classes
+from gmf_platform.evaluation.drawing import Compared
+from gmf_platform.models.batch_augment import BatchAugment
+from gmf_platform.models.classifier import Classifier
+from gmf_platform.models.heads import ClassificationHead
+from gmf_platform.models.losses import SoftTargetCrossEntropy
+from gmf_platform.tasks.base import BaseTask, HeadFactory, unpadded
+
+__all__ = ["ClassificationTask"]
+
+
+class ClassificationTask(BaseTask):
+    """Trains a backbone with a classification head.
+
+    Args:
+        class_names: in label order; the data gives them.
+        backbone: with ``channels`` and ``strides``, images -> feature maps.
+        head: makes the head from (channels, number of classes).
+        batch_augment: mixup, CutMix and random erasing of training batches; None: none.
+        loss: (logits, probabilities or labels) -> scalar; None: cross-entropy without smoothing.
+        training: see BaseTask.
+    """
+
+    model: Classifier
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        *,
+        backbone: nn.Module,
+        head: HeadFactory = ClassificationHead,
+        batch_augment: BatchAugment | None = None,
+        loss: nn.Module | None = None,
+        **training: Any,
+    ) -> None:
+        super().__init__(class_names, **training)
+        self.build_model(backbone, head)
+        self.build_losses(loss)
+        self.build_metrics()
+        self.batch_augment = batch_augment
+
+    def build_model(self, backbone: nn.Module, head: HeadFactory) -> None:
+        """Backbone and head."""
+        channels: Sequence[int] = backbone.channels  # type: ignore[assignment]
+        self.model = self.prepared(Classifier(backbone, head(channels, len(self.class_names))))
+
+    def build_losses(self, loss: nn.Module | None) -> None:
+        """The loss of training; evaluation has plain cross-entropy."""
+        self.loss = loss or SoftTargetCrossEntropy()
+
+    def build_metrics(self) -> None:
+        """Counts of the split under evaluation."""
+        self.top_k = TopK(len(self.class_names))
+        self.scores: ClassificationScores | None = None
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Loss of a batch, changed by ``batch_augment``."""
+        images, targets = batch["images"], batch["labels"]
+        if self.batch_augment is None:
+            logits = self.model(images)
+        else:
+            change = self.batch_augment.draw(images)
+            logits = self.model(images, change.of_images)
+            targets = change.of_labels(targets, len(self.class_names))
+        return self.total_loss({"loss_class": self.loss(logits, targets)})
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Count a batch; returns its ``logits`` (B, K)."""
+        logits = self.model(batch["images"])
+        self.top_k.update(logits, batch["labels"])
+        return {"logits": logits}
+
+    def on_validation_epoch_end(self) -> None:
+        """Score the split."""
+        self.log_scores("val")
+
+    def compared(self, batch: dict[str, Any], outputs: dict[str, Any], index: int) -> Compared:
+        """An image of a validation batch beside its class and the three most probable ones."""
+        (guesses,) = most_probable(outputs["logits"][index, None], count=3)
+        truth = self.class_names[int(batch["labels"][index])]
+        return compare_classes(unpadded(batch, index), truth, guesses.named(self.class_names))
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """As in validation."""
+        return self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """Score the split."""
+        self.log_scores("test")
+
+    def log_scores(self, split: str) -> None:
+        """Compute the scores over all processes, log them, and begin anew."""
+        self.scores = scores = self.top_k.compute()
+        self.top_k.reset()
+        named = {"top1": scores.top1, "macc": scores.macc, "loss": scores.loss}
+        if scores.top5 is not None:
+            named["top5"] = scores.top5
+        self.log_dict({f"{split}/{name}": value for name, value in named.items()})
+
+    def score_table(self) -> str:
+        """The worst classes of the last evaluation."""
+        return "" if self.scores is None else self.scores.table(self.class_names)
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[Guesses]:
+        """The five most probable classes of each image."""
+        return most_probable(self.model(batch["images"]))
