@@ -195,7 +195,7 @@ def test_processes_that_lightning_has_started(line, tmp_path):
         start_new_session=True,
     )  # fmt: skip
     try:
-        out, _ = process.communicate(timeout=120)
+        out, _ = process.communicate(timeout=300)
         assert process.returncode in (1, -signal.SIGKILL), out
         assert "rank 1 (" in out
         assert "has passed no boundary for" in out
