@@ -262,7 +262,7 @@ def _trainer(survey: ClassSurvey, sizing: ClassSizing) -> str:
     steps = math.ceil(sizing.epochs * survey.num_trained / sizing.batch)
     return f"""\
 trainer:
-  max_epochs: {sizing.epochs} # about {steps} steps: at least 30 epochs and 3000 steps
+  max_epochs: {sizing.epochs} # about {steps} steps: 30 epochs, or up to 300 for 3000 steps
   val_check_interval: 1.0
   check_val_every_n_epoch: {sizing.val_epochs}
   precision: null # null: the best of the device: bf16-mixed, 16-mixed, or float32 on a CPU
