@@ -72,7 +72,10 @@ def _check_classes(path: Path, class_names: list[str]) -> None:
 
     trained = read_facts(path).get("class_names", class_names)
     if len(trained) != len(class_names):
-        return  # said with the sizes of the head
+        raise UserError(
+            f"{path} was trained on {len(trained)} classes, the data has {len(class_names)}: name "
+            "those of training in their order (data.classes), or give the data it was trained on"
+        )
     differ = [i for i, name in enumerate(trained) if name != class_names[i]]
     if differ:
         i = differ[0]

@@ -236,6 +236,10 @@ class BaseTask(LightningModule):
             "begin another run"
         )
 
+    def score_files(self) -> dict[str, str]:
+        """Tables of the last evaluation that are kept beside the scores: file name -> content."""
+        return {}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what a model needs beyond its tensors."""
         checkpoint["gmf_platform"] = {"class_names": self.class_names}
