@@ -208,7 +208,7 @@ def _recipe(sizing: ClassSizing) -> str:
     text = find_config("cls_imagenet").read_text()
     recipe = text[text.index("model:\n") : text.index("\ndata:\n") + 1]
     changes = {
-        r"variant: tiny": f"variant: {sizing.variant}",
+        r"variant: \w+": f"variant: {sizing.variant}",
         r"warmup_epochs:.*": f"warmup_epochs: {sizing.warmup} # a fifteenth, as in cls_imagenet",
     }
     for pattern, line in changes.items():
