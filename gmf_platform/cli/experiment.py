@@ -266,6 +266,13 @@ def _quieten() -> None:
     # Suggestions of loggers, absent TPUs, "Seed set to 0".
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
+    # Each process says that it is there.
+    logging.getLogger("lightning.fabric.utilities.distributed").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.strategies.deepspeed").setLevel(logging.WARNING)
+    # Scores are summed over processes before they are logged.
+    warnings.filterwarnings("ignore", message=".*sync_dist=True")
+    # A folder of shards is what `convert` and every other verb reads.
+    warnings.filterwarnings("ignore", message="When saving the DeepSpeed Stage 3 checkpoint")
     # We parse the command line ourselves and hand LightningCLI the rest.
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
     # Lightning 2.6 calls what torch 2.13 deprecated.

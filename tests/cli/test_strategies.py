@@ -124,6 +124,7 @@ class Stopper(Callback):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_stopped_and_resumed(name, finished, words, call_processes, scalars, monkeypatch, tmp_path):
     """A signal to the second process alone stops both; the same command goes on exactly."""
@@ -149,6 +150,7 @@ def test_stopped_and_resumed(name, finished, words, call_processes, scalars, mon
     assert not differ
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ddp", "fsdp_sharded", "zero3"])
 def test_scores_do_not_depend_on_the_number_of_processes(name, finished, call_processes, tmp_path):
     """Six images: 1, 2 and 3 processes hold 6, 3 and 2; with batches of four, one holds none."""
@@ -165,6 +167,7 @@ def test_scores_do_not_depend_on_the_number_of_processes(name, finished, call_pr
     assert lines[3] == lines[4] == lines[5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "batch"), [("fsdp", 4), ("zero3", 4)])
 def test_sharded_models_are_scored_with_unequal_shares(
     name, batch, finished, call_processes, tmp_path
@@ -184,6 +187,7 @@ def test_sharded_models_are_scored_with_unequal_shares(
     assert scores[0] == pytest.approx(scores[1], abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "before", "after"),
     [
