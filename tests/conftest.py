@@ -162,7 +162,7 @@ def call_processes(tmp_path_factory):
     one that was killed.
     """
 
-    def run(world_size, *words, cwd, timeout=120):
+    def run(world_size, *words, cwd, timeout=300):
         folder = tmp_path_factory.mktemp("ranks")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
