@@ -157,8 +157,14 @@ class COCO(DetectionDataModule):
     def _annotations(self, file: str) -> CocoAnnotations:
         """The content of an annotation file, read once."""
         if file not in self._read:
-            classes = self._classes if file == self._names_in else self.class_names
-            read = read_coco(self.root / file, classes=classes, with_masks=self.with_masks)
+            names = self.root / self._names_in
+            own = self._classes is not None or file == self._names_in
+            read = read_coco(
+                self.root / file,
+                classes=self._classes if own else self.class_names,
+                named_in=None if own else names,
+                with_masks=self.with_masks,
+            )
             _log(read)
             self._read[file] = read
         return self._read[file]
@@ -171,5 +177,5 @@ def _log(annotations: CocoAnnotations) -> None:
         log.info(said, annotations.path, annotations.dropped)
     shapeless = int((~annotations.crowd & ~annotations.is_object).sum())
     if shapeless:
-        said = "%s: %d objects without a mask are taken for crowds: neither object nor background"
+        said = "%s: %d objects without a mask are no targets of training, as crowds are none"
         log.info(said, annotations.path, shapeless)

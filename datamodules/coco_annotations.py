@@ -113,12 +113,15 @@ class CocoAnnotations:
         return len(self.image_ids)
 
     @cached_property
+    def has_shape(self) -> NDArray[np.bool_]:
+        """Which annotations have polygons or run lengths (A,); none if the set is without masks."""
+        rows = np.diff(self.polygons.ends, prepend=0) + np.diff(self.runs.ends, prepend=0)
+        return np.asarray(rows > 0)
+
+    @cached_property
     def is_object(self) -> NDArray[np.bool_]:
         """Which annotations are targets (A,): no crowds, and with masks none of unknown shape."""
-        if not self.with_masks:
-            return ~self.crowd
-        has_shape = np.diff(self.polygons.ends, prepend=0) + np.diff(self.runs.ends, prepend=0) > 0
-        return ~self.crowd & has_shape
+        return ~self.crowd & self.has_shape if self.with_masks else ~self.crowd
 
     @cached_property
     def num_objects(self) -> NDArray[np.int64]:

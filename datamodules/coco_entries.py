@@ -30,7 +30,7 @@ def clipped_box(box: Any, size: tuple[int, int]) -> tuple[float, float, float, f
         x, y, width, height = box
         if not math.isfinite(x + y + width + height):
             raise WrongEntry(f"its bbox {box} is not finite")
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise WrongEntry(f"its bbox is {box!r}, not [x, y, width, height]") from None
     x1, y1 = max(x, 0.0), max(y, 0.0)
     x2, y2 = min(x + width, size[1]), min(y + height, size[0])
@@ -45,7 +45,7 @@ def polygon(points: Any) -> "array[float]":
     """
     try:
         ring = array("f", points)
-    except TypeError:
+    except (TypeError, OverflowError):
         raise WrongEntry("its segmentation is not a list of polygons [x, y, x, y, ...]") from None
     if len(ring) % 2 or not math.isfinite(sum(ring)):
         raise WrongEntry("a polygon of it has an odd number of coordinates, or one that is NaN")
@@ -71,19 +71,17 @@ def compressed_runs(shape: Mapping[str, Any], size: tuple[int, int]) -> bytes:
         )
     match counts:
         case list() if all(isinstance(c, int) and c >= 0 for c in counts):
-            runs = np.array(counts, dtype=np.int64)
-            whole = {"counts": counts, "size": list(size)}
-            compressed = bytes(coco_mask.frPyObjects(whole, *size)["counts"])
+            pixels, least = sum(counts), 0
         case str() if counts.isascii() and counts:
-            compressed = counts.encode()
-            runs = run_lengths(compressed)
+            runs = run_lengths(counts.encode())
+            pixels, least = int(runs.sum()), int(runs.min())
         case _:
             raise WrongEntry("its run lengths are neither a list of counts nor a compressed string")
-    if runs.min(initial=0) < 0 or runs.sum() != size[0] * size[1]:
-        raise WrongEntry(
-            f"its run lengths make {runs.sum()} pixels, its image has {size[0] * size[1]}"
-        )
-    return compressed
+    if least < 0 or pixels != size[0] * size[1]:
+        raise WrongEntry(f"its run lengths make {pixels} pixels, its image has {size[0] * size[1]}")
+    if isinstance(counts, str):
+        return counts.encode()
+    return bytes(coco_mask.frPyObjects({"counts": counts, "size": list(size)}, *size)["counts"])
 
 
 def run_lengths(compressed: bytes) -> NDArray[np.int64]:

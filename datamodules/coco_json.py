@@ -22,7 +22,11 @@ _TABLES = ("images", "annotations", "categories")
 
 
 def read_coco(
-    path: Path, *, classes: Sequence[str] | None = None, with_masks: bool = False
+    path: Path,
+    *,
+    classes: Sequence[str] | None = None,
+    named_in: Path | None = None,
+    with_masks: bool = False,
 ) -> CocoAnnotations:
     """Read an annotation file of COCO's instance layout.
 
@@ -33,6 +37,7 @@ def read_coco(
     Args:
         path: the file.
         classes: names of the classes in label order; None: the file's, sorted by id.
+        named_in: the annotation file that they come from; None: ``data.classes``.
         with_masks: read polygons and run lengths too.
 
     Returns:
@@ -45,8 +50,8 @@ def read_coco(
     with _no_garbage_collection():
         tables = _tables(path)
         names, ids = _categories(tables["categories"], path)
-        used = {a.get("category_id") for a in tables["annotations"] if isinstance(a, dict)}
-        class_names, category_ids = _chosen(names, ids, classes, used, path)
+        used = _used(tables["annotations"])
+        class_names, category_ids = _chosen(names, ids, classes, used, path, named_in)
         packer = _Packer(path, category_ids, known=set(ids), with_masks=with_masks)
         packer.add_images(tables["images"])
         packer.add_annotations(tables["annotations"])
@@ -138,12 +143,19 @@ def _categories(records: list[Any], path: Path) -> tuple[list[str], list[int]]:
     return [found[i] for i in ids], ids
 
 
+def _used(annotations: list[Any]) -> set[int]:
+    """The category ids of annotations, the unknown ones too."""
+    numbers = (a.get("category_id") for a in annotations if isinstance(a, dict))
+    return {number for number in numbers if isinstance(number, int)}
+
+
 def _chosen(
     names: Sequence[str],
     ids: Sequence[int],
     classes: Sequence[str] | None,
-    used: set[Any],
+    used: set[int],
     path: Path,
+    named_in: Path | None,
 ) -> tuple[list[str], list[int]]:
     """The classes with their category ids, in label order.
 
@@ -153,19 +165,22 @@ def _chosen(
     if classes is None:
         return list(names), list(ids)
     id_of = dict(zip(names, ids, strict=True))
+    source = named_in or "data.classes"
     unknown = next((name for name in classes if name not in id_of), None)
     if unknown is not None:
         near = get_close_matches(unknown, names, n=1)
         hint = f"; is {near[0]!r} meant?" if near else f". Its categories: {', '.join(names)}"
-        raise DataError(f"data.classes: {unknown!r} is no category of {path}{hint}")
+        raise DataError(f"{source}: {unknown!r} is no category of {path}{hint}")
     if len(set(classes)) < len(classes):
         raise DataError("data.classes: a name stands there twice")
     missed = [name for name in names if name not in classes and id_of[name] in used]
     if missed:
+        advice = f"Add it, or leave data.classes out to take all {len(names)} categories."
+        if named_in is not None:
+            advice = "Both files must list the same categories."
         raise DataError(
-            f"data.classes misses {', '.join(map(repr, missed))}: {path} has annotations of "
-            f"category {id_of[missed[0]]}. Add it, or leave data.classes out to take all "
-            f"{len(names)} categories."
+            f"{source} misses {', '.join(map(repr, missed))}: {path} has annotations of "
+            f"category {id_of[missed[0]]}. {advice}"
         )
     return list(classes), [id_of[name] for name in classes]
 

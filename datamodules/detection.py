@@ -35,6 +35,7 @@ from gmf_platform.errors import UserError
 __all__ = ["DetectionDataModule", "GroundTruth"]
 
 _MULTIPLE = 32  # of the padded edges: mmdetection's Pad(size_divisor=32)
+_LEAST = 64  # pixels of an edge, that backbones must take; only very thin images have less
 
 
 class GroundTruth(NamedTuple):
@@ -152,9 +153,19 @@ class DetectionDataModule(BaseDataModule):
         """The split for `check-data`."""
         return InspectableDetections(self.images(split))
 
-    def ground_truth(self, split: str) -> GroundTruth:
-        """What a split is scored against."""
+    def ground_truth(self, split: str, *, masks: bool = False) -> GroundTruth:
+        """What a split is scored against.
+
+        Args:
+            split: its name.
+            masks: masks are to be scored too.
+
+        Raises:
+            DataError: they are, and an object of the split has none.
+        """
         images = self.images(split)
+        if masks and self.with_masks:
+            _refuse(list(images.shapeless()))
         file = images.annotations
         ids = file.image_ids[images.images].tolist()
         return GroundTruth(file.path, ids, file.category_ids, file.class_names)
@@ -176,7 +187,7 @@ class DetectionDataModule(BaseDataModule):
         return [order[i : i + step] for i in range(0, len(order), step)]
 
     def collate(self, samples: list[dict[str, Any]], *, training: bool) -> dict[str, Any]:
-        """Join samples; images are padded right and below to a common multiple of 32.
+        """Join samples; images are padded right and below to a common multiple of 32, at least 64.
 
         Training batches have ``targets``, evaluation batches ``truth`` (none for image files), and
         with ``eval_scales`` ``scaled``: images and sizes for each.
@@ -258,7 +269,9 @@ def _refuse(problems: Sequence[DataError]) -> None:
 
 def _images_and_sizes(samples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     shapes = [edge for s in samples for edge in (s["image"].shape[:2], s.get("canvas", (0, 0)))]
-    height, width = (-(-max(edges) // _MULTIPLE) * _MULTIPLE for edges in zip(*shapes, strict=True))
+    height, width = (
+        -(-max(*edges, _LEAST) // _MULTIPLE) * _MULTIPLE for edges in zip(*shapes, strict=True)
+    )
     images = _zeros(len(samples), height, width, 3)
     for image, sample in zip(images, samples, strict=True):
         rows, columns = sample["image"].shape[:2]

@@ -100,6 +100,19 @@ class DetectionSplit:
         path, entry = self.path(index), self._entry(index)
         return DataError(f"{path}: there is no such file, but {entry} lists it")
 
+    def shapeless(self) -> Iterator[DataError]:
+        """Objects and crowds without a mask, which no masks can be scored against."""
+        file = self.annotations
+        for index, image in enumerate(self.images.tolist()):
+            which = file.of_image.row(image)
+            for annotation in which[~file.has_shape[which]].tolist():
+                yield DataError(
+                    f"annotation {file.annotation_ids[annotation]}, {self._entry(index)}, has no "
+                    "mask ('segmentation') to score masks against: mend the json, or train a "
+                    "detector of boxes only",
+                    flaw=Flaw.ANNOTATION,
+                )
+
     def _entry(self, index: int) -> str:
         return f"image {self.image_id(index)} of {self.annotations.path}"
 

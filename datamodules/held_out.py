@@ -35,9 +35,14 @@ def listed_names(path: Path, names: Sequence[str], *, what: str) -> set[str]:
         what: what they are the names of, in the singular.
 
     Raises:
-        UserError: lines that name nothing, or several.
+        UserError: there is no such file; or lines that name nothing, or several.
     """
-    lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        what_failed = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise UserError(f"data.val_list: {path}: cannot be read: {what_failed}") from error
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if set(names).issuperset(lines):
         return set(lines)
     known: dict[str, set[str]] = defaultdict(set)

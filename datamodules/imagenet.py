@@ -1,6 +1,6 @@
 """ImageNet, and any set of images with a folder for each class."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +30,7 @@ from datamodules.shards import ShardSamples, Split, find_shards
 from datamodules.transforms.classification import EvalTransform, Interpolation, TrainTransform
 from datamodules.val_labels import find_val_labels, read_val_labels
 from gmf_platform.distributed.order import EvalBatches, SampleOrder
+from gmf_platform.errors import UserError
 
 __all__ = ["ImageNet"]
 
@@ -104,6 +105,7 @@ class ImageNet(BaseDataModule):
         self.val_list, self.val_labels = val_list, val_labels
         self._opened: dict[str, ShardSamples] = {}
         self._classes = read_class_names(Path(classes)) if isinstance(classes, str) else classes
+        _check_names(self._classes or [])
         self._train_transform = TrainTransform(
             image_size=image_size,
             scale=scale,
@@ -220,6 +222,7 @@ class ImageNet(BaseDataModule):
     def inspectable(self, split: str) -> InspectableClasses:
         """The split for `check-data`."""
         if self._has_shards(split):
+            self._open_all_shards()
             return InspectableClasses(self._fitting(self._shards(split)), self.root, [])
         found = self.found(split)
         return InspectableClasses(
@@ -299,6 +302,21 @@ class ImageNet(BaseDataModule):
             self._opened[split] = ShardSamples.open(self.root, _FOLDERS[split])
         return self._opened[split]
 
+    def _open_all_shards(self) -> None:
+        """Open the shards of both splits, to say at once what is wrong with either.
+
+        Raises:
+            DataError: see _shards.
+        """
+        errors = []
+        for split in filter(self._has_shards, _FOLDERS):
+            try:
+                self._shards(split)
+            except DataError as error:
+                errors.append(error)
+        if errors:
+            raise DataError("\n".join(map(str, errors)), flaw=errors[0].flaw)
+
     def _fitting(self, shards: ShardSamples) -> ShardSamples:
         """Refuse shards whose labels are not those of class_names.
 
@@ -321,6 +339,17 @@ class ImageNet(BaseDataModule):
                 flaw=Flaw.CLASS,
             )
         return shards
+
+
+def _check_names(names: list[str]) -> None:
+    """Refuse a name that stands for two labels, under both of which its images would be found.
+
+    Raises:
+        UserError: naming it.
+    """
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UserError(f"data.classes: {some_of(twice)}: named more than once")
 
 
 def _wordnet_ids() -> list[str]:

@@ -60,9 +60,13 @@ def read_val_labels(path: Path) -> dict[str, str]:
         Stem of the image's file name -> name of its class (for ImageNet, the WordNet id).
 
     Raises:
-        DataError: a line is not understood, or ``meta.mat`` is missing.
+        DataError: a line is not understood, or ``meta.mat`` is missing or damaged.
     """
-    lines = [line for line in path.read_text().splitlines() if line.strip()]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is no text; lines IMAGE CLASS are expected") from error
+    lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise DataError(f"{path}: is empty; lines IMAGE CLASS are expected")
     if all(line.strip().isdecimal() for line in lines):
@@ -72,8 +76,14 @@ def read_val_labels(path: Path) -> dict[str, str]:
             for number, line in enumerate(lines, start=1)
         }
     if lines[0].startswith("ImageId,"):
-        return {row[0]: row[1].split()[0] for row in csv.reader(lines[1:])}
+        return dict(_solution(path, row) for row in csv.reader(lines[1:]))
     return dict(_two_words(path, number, line) for number, line in enumerate(lines, start=1))
+
+
+def _solution(path: Path, row: list[str]) -> tuple[str, str]:
+    if len(row) < 2 or not row[1].split():
+        raise DataError(f"{path}: a line names no class: {','.join(row)[:80]!r}")
+    return row[0], row[1].split()[0]
 
 
 def _two_words(path: Path, number: int, line: str) -> tuple[str, str]:
@@ -95,6 +105,11 @@ def _names_by_id(path: Path) -> dict[int, str]:
     # albumentations needs scipy too
     from scipy.io import loadmat  # type: ignore[import-untyped, unused-ignore]
 
-    synsets = loadmat(str(meta), squeeze_me=True)["synsets"]
-    pairs = zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)
-    return {int(number): str(wnid) for number, wnid in pairs}
+    try:
+        synsets = loadmat(str(meta), squeeze_me=True)["synsets"]
+        pairs = zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)
+        return {int(number): str(wnid) for number, wnid in pairs}
+    except Exception as error:  # a damaged file can fail in any way
+        raise DataError(
+            f"{meta}: cannot be read as that of the development kit ({error}). Unpack it again."
+        ) from error

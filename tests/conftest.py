@@ -162,7 +162,7 @@ def call_processes(tmp_path_factory):
     one that was killed.
     """
 
-    def run(world_size, *words, cwd, timeout=120):
+    def run(world_size, *words, cwd, timeout=300):
         folder = tmp_path_factory.mktemp("ranks")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -199,7 +199,7 @@ def _torchrun_main(words, cwd, rank, world_size, port, folder):
     }
     try:
         result = _call(*words, cwd=cwd)
-    except BaseException:  # what would end a process of its own with a traceback
+    except BaseException:  # noqa: BLE001 - what would end a process of its own with a traceback
         result = _Result(1, "", traceback.format_exc())
     (folder / str(rank)).write_bytes(pickle.dumps((result.code, result.out, result.err)))
     os._exit(0)  # what the parent's fixtures registered for its own end is not ours to run

@@ -33,6 +33,7 @@ _FOLDERS: dict[Split, tuple[str, ...]] = {
     "val": ("val", "validation"),
 }
 _OPEN_FILES = 64
+_SHOWN = 20
 _SCANNERS = 8
 _BLOCK, _LEAST_BLOCKS = 32, 4096
 
@@ -170,7 +171,10 @@ def _scan(root: Path, shards: list[Path], split: Split) -> ShardIndex:
     log.info("reading the headers of %d shards under %s, once", len(shards), root)
     names = [path.relative_to(root).as_posix() for path in shards]
     with ThreadPoolExecutor(_SCANNERS) as pool:  # on a shared file system it waits most of the time
-        index = ShardIndex.joined(list(pool.map(scan_shard, shards, names)))
+        scans = [pool.submit(scan_shard, *pair) for pair in zip(shards, names, strict=True)]
+    errors = [scan.exception() for scan in scans]
+    _refuse([error for error in errors if isinstance(error, DataError)])
+    index = ShardIndex.joined([scan.result() for scan in scans])
     for path in _index_paths(root, split):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -182,7 +186,11 @@ def _scan(root: Path, shards: list[Path], split: Split) -> ShardIndex:
 
 
 def _compare(root: Path, index: ShardIndex, shards: list[Path], kept: Path) -> None:
-    """Refuse shards that are not as the index has them, before training begins."""
+    """Refuse shards that are not as the index has them, before training begins.
+
+    Raises:
+        DataError: naming them.
+    """
     sizes = {path.relative_to(root).as_posix(): path.stat().st_size for path in shards}
     expected = dict(zip(index.shards, index.shard_bytes.tolist(), strict=True))
     missing = [name for name in expected if name not in sizes]
@@ -191,20 +199,38 @@ def _compare(root: Path, index: ShardIndex, shards: list[Path], kept: Path) -> N
             f"{root / missing[0]}: is missing, with {len(missing) - 1} more of {len(expected)} "
             f"shards. Fetch or write them again, or delete {kept} to go on without."
         )
-    for name, size in sizes.items():
-        if name not in expected:
-            raise DataError(f"{root / name}: is not in {kept}. Delete that index to read it too.")
-        if size < expected[name]:
-            raise DataError(
-                f"{root / name}: is cut off: it has {size} bytes of {expected[name]}. "
-                "Fetch it again; or delete it, and the same shard-data writes it again.",
-                flaw=Flaw.TRUNCATED,
-            )
-        if size > expected[name]:
-            raise DataError(
-                f"{root / name}: has {size} bytes and not {expected[name]}, as when {kept} was "
-                "made. Delete that index if the shard is right."
-            )
+    _refuse(
+        [
+            _differing(root / name, size, expected.get(name), kept)
+            for name, size in sizes.items()
+            if size != expected.get(name)
+        ]
+    )
+
+
+def _differing(shard: Path, size: int, expected: int | None, kept: Path) -> DataError:
+    """What it means that a shard is not of the size that an index has."""
+    if expected is None:
+        return DataError(f"{shard}: is not in {kept}. Delete that index to read it too.")
+    if size < expected:
+        return DataError(
+            f"{shard}: is cut off: it has {size} bytes of {expected}. "
+            "Fetch it again; or delete it, and the same shard-data writes it again.",
+            flaw=Flaw.TRUNCATED,
+        )
+    return DataError(
+        f"{shard}: has {size} bytes and not {expected}, as when {kept} was "
+        "made. Delete that index if the shard is right."
+    )
+
+
+def _refuse(problems: list[DataError]) -> None:
+    """Raise one error for all of several, if there are any."""
+    if problems:
+        said = [str(problem) for problem in problems[:_SHOWN]]
+        more = len(problems) - len(said)
+        said += [f"... and {more} more"] * (more > 0)
+        raise DataError("\n".join(said), flaw=problems[0].flaw)
 
 
 class _Descriptor:

@@ -65,8 +65,11 @@ def _uncovered(
         if (patch.pixels & over).any():
             patch = Patch(patch.top, patch.left, patch.pixels & (1 - over))
             smaller = _shrunk(patch, box)
+            # What is left of a mask may lie beyond the box that came with it.
+            sliver = (smaller[2:] - smaller[:2]).min() < 1
             pixels = int(np.count_nonzero(patch.pixels))
-            if not pixels or (np.abs(smaller - box).max() > _BOX_MOVED and pixels <= _PIXELS_LEFT):
+            hidden = np.abs(smaller - box).max() > _BOX_MOVED and pixels <= _PIXELS_LEFT
+            if sliver or hidden:
                 continue
             box = smaller
         kept.append(i)

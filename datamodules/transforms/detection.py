@@ -54,7 +54,7 @@ class DetectionSample:
         image: uint8 (H, W, 3).
         boxes: float32 (N, 4), x1, y1, x2, y2 in pixels, inside the image.
         labels: int64 (N,).
-        crowd: float32 (M, 4), boxes of regions that are neither object nor background.
+        crowd: float32 (M, 4), boxes of regions that are no targets.
         masks: one of each object; None if the set is read without.
     """
 
@@ -174,8 +174,8 @@ def place(
     """Put the objects of a file into a view of its image.
 
     Boxes of which less than a pixel is left are dropped. With masks, an object that has no pixel
-    of its own (or no known shape) becomes a crowd: neither object nor background, as mmdetection's
-    ``LoadAnnotations`` ignores it.
+    of its own (or no known shape) becomes a crowd, no target: mmdetection's ``LoadAnnotations``
+    ignores it likewise.
 
     Args:
         view: of the image.

@@ -13,8 +13,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from gmf_platform.callbacks.logger import RunLogger
 from gmf_platform.cluster.signals import keep_handlers, requested_signal
 from gmf_platform.distributed.checkpoint_io import keep_as, save_checkpoint
-from gmf_platform.distributed.statistics import average_statistics
 from gmf_platform.errors import ExitCode, UserError
+from gmf_platform.models.norm import average_statistics
 
 __all__ = ["RunCheckpoint"]
 

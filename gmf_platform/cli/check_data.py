@@ -31,6 +31,8 @@ def run(verb: str, argv: Sequence[str]) -> int:
     sheet = options.sheet or Path(f"check-data-{run_name(configs)}.png")
     if not sheet.absolute().parent.is_dir():
         raise UserError(f"--sheet {sheet}: no folder {sheet.absolute().parent}")
+    if options.sheet is not None and sheet.exists() and not options.overwrite:
+        raise UserError(f"--sheet {sheet}: exists; name another file, or --overwrite")
     if options.workers is not None and options.workers < 0:
         raise UserError(f"--workers {options.workers}: 0 or more processes can open files")
     check_data(Sources(arguments))
@@ -56,8 +58,9 @@ def _parser(verb: str) -> VerbParser:
         "--sheet",
         type=Path,
         metavar="FILE.png",
-        help="contact sheet to write; default: check-data-NAME.png here",
+        help="contact sheet to write; default: check-data-NAME.png here, the newest",
     )
+    parser.add_argument("--overwrite", action="store_true", help="a sheet that --sheet names")
     return parser
 
 

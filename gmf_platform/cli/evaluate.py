@@ -55,5 +55,7 @@ def run(verb: str, argv: Sequence[str]) -> int:
     }
     if folder is not None:
         folder.record(line)
+        for name, text in task.score_files().items():
+            (folder.path / f"{verb}_{name}").write_text(text, encoding="utf-8")
     print(json.dumps(line))
     return ExitCode.DONE

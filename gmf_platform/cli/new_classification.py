@@ -208,7 +208,7 @@ def _recipe(sizing: ClassSizing) -> str:
     text = find_config("cls_imagenet").read_text()
     recipe = text[text.index("model:\n") : text.index("\ndata:\n") + 1]
     changes = {
-        r"variant: tiny": f"variant: {sizing.variant}",
+        r"variant: \w+": f"variant: {sizing.variant}",
         r"warmup_epochs:.*": f"warmup_epochs: {sizing.warmup} # a fifteenth, as in cls_imagenet",
     }
     for pattern, line in changes.items():
@@ -262,7 +262,7 @@ def _trainer(survey: ClassSurvey, sizing: ClassSizing) -> str:
     steps = math.ceil(sizing.epochs * survey.num_trained / sizing.batch)
     return f"""\
 trainer:
-  max_epochs: {sizing.epochs} # about {steps} steps: at least 30 epochs and 3000 steps
+  max_epochs: {sizing.epochs} # about {steps} steps: 30 epochs, or up to 300 for 3000 steps
   val_check_interval: 1.0
   check_val_every_n_epoch: {sizing.val_epochs}
   precision: null # null: the best of the device: bf16-mixed, 16-mixed, or float32 on a CPU

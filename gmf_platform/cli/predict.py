@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["find_images", "run"]
 
+LEGEND = "classes.json"
+"""What every prediction leaves in its folder (deploy/writers/base.py)."""
+
 
 def run(verb: str, argv: Sequence[str]) -> int:
     """Run the verb; see ``predict --help``."""
@@ -26,10 +29,16 @@ def run(verb: str, argv: Sequence[str]) -> int:
         "--images", nargs="+", required=True, metavar="PATH", help="files, folders or globs"
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="to write to")
+    parser.add_argument("--overwrite", action="store_true", help="predictions that DIR holds")
     arguments = parse_arguments(parser, argv)
     output: Path = arguments.options.output
     if output.is_file():
         raise UserError(f"--output {output}: is a file; name a folder")
+    if (output / LEGEND).exists() and not arguments.options.overwrite:
+        raise UserError(
+            f"--output {output}: holds predictions already; name another folder, or replace them "
+            "with --overwrite"
+        )
     images = find_images(arguments.options.images)
     checkpoint = check_weights(arguments, Sources(arguments))
 

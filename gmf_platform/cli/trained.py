@@ -40,7 +40,8 @@ def load_trained(
     """Read the weights into the built model.
 
     Raises:
-        UserError: some of the model's tensors are not in the file, so the result would be noise.
+        UserError: some of the model's tensors are not in the file, so the result would be noise;
+            or its classes are not the data's.
     """
     path = checkpoint or experiment.init_from
     if path is None or not path.exists():
@@ -50,12 +51,38 @@ def load_trained(
             "the weights are not trained: name some with --ckpt_path, --run or --init_from, "
             "or go on knowingly with --allow-random"
         )
+    if not options.allow_random:
+        _check_classes(path, experiment.task.class_names)
     report = experiment.load(path, allow_partial=options.allow_partial or options.allow_random)
     if (report.missing or report.skipped) and not options.allow_random:
         raise UserError(
             f"{path} does not hold all of the model, so its results would be noise:\n{report}\n"
             "name a trained checkpoint with --ckpt_path or --run, or go on knowingly with "
             "--allow-random"
+        )
+
+
+def _check_classes(path: Path, class_names: list[str]) -> None:
+    """Check that labels mean in the data what they meant in training.
+
+    Raises:
+        UserError: the same number of classes has other names, or another order.
+    """
+    from gmf_platform.models.weights import read_facts
+
+    trained = read_facts(path).get("class_names", class_names)
+    if len(trained) != len(class_names):
+        raise UserError(
+            f"{path} was trained on {len(trained)} classes, the data has {len(class_names)}: name "
+            "those of training in their order (data.classes), or give the data it was trained on"
+        )
+    differ = [i for i, name in enumerate(trained) if name != class_names[i]]
+    if differ:
+        i = differ[0]
+        raise UserError(
+            f"{path} was trained on other classes than the data has: label {i} is {trained[i]!r} "
+            f"there and {class_names[i]!r} here ({len(differ)} of {len(trained)} differ); scores "
+            "would be wrong. Name the classes in the order of training (data.classes)"
         )
 
 

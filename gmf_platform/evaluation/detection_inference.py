@@ -34,8 +34,8 @@ class DetectionInference:
         Args:
             model: in evaluation mode, gradients switched off.
             batch: ``images``, ``sizes`` and ``original_sizes`` (docs/architecture.md says what
-                they are); with ``data.eval_ratios``, ``scaled``: a list of ``images`` and
-                ``sizes`` of the same images resized by each ratio.
+                they are); with ``data.eval_scales``, ``scaled``: a list of ``images`` and
+                ``sizes`` of the same images resized to each of them.
 
         Returns:
             Of each image, sorted by falling score.
@@ -45,9 +45,9 @@ class DetectionInference:
         """
         if "scaled" in batch:
             raise UserError(
-                "data.eval_ratios gives each image at several scales, but model.inference takes "
+                "data.eval_scales gives each image at several scales, but model.inference takes "
                 "one: set model.inference to "
-                "gmf_platform.evaluation.DetectionTestTimeAugmentation, or data.eval_ratios to null"
+                "gmf_platform.evaluation.DetectionTestTimeAugmentation, or data.eval_scales to null"
             )
         found = model(batch["images"], batch["sizes"])
         sizes, original_sizes = _pairs(batch["sizes"]), _pairs(batch["original_sizes"])
@@ -60,7 +60,7 @@ class DetectionInference:
 class DetectionTestTimeAugmentation(DetectionInference):
     """The best of what is found at several scales and in the mirror.
 
-    The scales are those of ``data.eval_ratios``, each resized from the original file; without
+    The scales are those of ``data.eval_scales``, each resized from the original file; without
     them there is the one scale of the data. The boxes of all versions are brought to the original
     image and go through one non-maximum suppression by class, as in detectron2's
     ``GeneralizedRCNNWithTTA`` and mmdetection's ``DetTTAModel``. A box keeps the mask of its own

@@ -1,8 +1,10 @@
 """Top-1 and top-5 accuracy, loss, and which classes are taken for which."""
 
+import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import StringIO
 from typing import NamedTuple
 
 import torch
@@ -67,6 +69,20 @@ class ClassificationScores:
     images: list[int]
     right: list[int]
     confusion: Tensor | None
+
+    def confusion_csv(self, class_names: Sequence[str]) -> str:
+        """The confusion matrix as a table: a row for each true class, a column for each predicted.
+
+        Args:
+            class_names: in label order.
+        """
+        assert self.confusion is not None
+        text = StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(["true \\ predicted", *class_names])
+        for name, row in zip(class_names, self.confusion.tolist(), strict=True):
+            table.writerow([name, *row])
+        return text.getvalue()
 
     def table(self, class_names: Sequence[str]) -> str:
         """The 20 worst classes: name, images, top-1 in per cent, and what they are taken for."""

@@ -37,7 +37,7 @@ class Detector(nn.Module):
         """Learn from a batch, or look at it.
 
         Args:
-            images: uint8 (B, 3, H, W) RGB; H and W are multiples of 32.
+            images: uint8 (B, 3, H, W) RGB; H and W are multiples of 32 from 64.
             sizes: (B, 2) heights and widths without padding.
             targets: of each image ``boxes`` float32 (N, 4) as x1, y1, x2, y2 in pixels, ``labels``
                 int64 (N,) 0..K-1, ``masks`` uint8 (N, H, W) for heads with masks, and ``seed``,

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from gmf_platform.errors import UserError
 
-__all__ = ["BatchNorm", "BatchTooSmallError", "NormMode", "set_norm_mode", "statistics_kept"]
+__all__ = [
+    "BatchNorm",
+    "BatchTooSmallError",
+    "NormMode",
+    "average_statistics",
+    "set_norm_mode",
+    "statistics_kept",
+]
 
 NormMode = Literal["sync", "train", "frozen"]
 
@@ -130,6 +137,30 @@ def statistics_kept(module: nn.Module) -> Iterator[None]:
     finally:
         for norm in norms:
             norm.keeps_statistics = False
+
+
+@torch.no_grad()
+def average_statistics(model: nn.Module) -> None:
+    """Give all processes the mean of their norms' running statistics.
+
+    Norms in mode ``train`` see a process's own images; without this a checkpoint would hold the
+    statistics of whichever process wrote it. Those in mode ``sync`` agree already. One collective.
+
+    Args:
+        model: of any kind; with one process nothing is done.
+    """
+    if _world_size() == 1:
+        return
+    norms = [norm for norm in _batch_norms(model) if norm.mode == "train"]
+    if not norms:
+        return
+    statistics = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
+    flat = torch.cat([buffer.flatten() for buffer in statistics])
+    dist.all_reduce(flat)
+    flat /= _world_size()
+    pieces = flat.split([buffer.numel() for buffer in statistics])
+    for buffer, piece in zip(statistics, pieces, strict=True):
+        buffer.copy_(piece.view_as(buffer))
 
 
 def _batch_norms(module: nn.Module) -> Iterator[BatchNorm]:

@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.load import _load_distributed_checkpoint
 from torch import Tensor
+from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 from gmf_platform.errors import UserError
 
 __all__ = ["is_folder_of_shards", "read_folder"]
+
+_BESIDE = "meta.pt"
+"""Where Lightning keeps what is not in shards."""
 
 _ENGINE = "mp_rank_00_model_states.pt"
 """The file of a DeepSpeed checkpoint that holds what is not in shards."""
@@ -57,7 +62,15 @@ def read_folder(path: Path) -> dict[str, Any]:
 
 
 def _read_fsdp(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = _load_distributed_checkpoint(path)
+    content: dict[str, Any] = {}
+    _load_state_dict(
+        content,
+        storage_reader=FileSystemReader(path),
+        planner=_EmptyStateDictLoadPlanner(),
+        no_dist=True,
+    )
+    if (path / _BESIDE).is_file():
+        content |= torch.load(path / _BESIDE, map_location="cpu", weights_only=True)
     content["state_dict"] = content.pop("state_dict", None) or content.pop("model")
     return content
 

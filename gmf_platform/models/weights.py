@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import warnings
 import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
@@ -335,16 +336,24 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _unpickle(path: Path) -> Any:
     try:
         mmap = zipfile.is_zipfile(path)  # the format of torch.save since 1.6 can be mapped
-        with torch.serialization.safe_globals(_PLAIN):  # type: ignore[arg-type]  # pairs too
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_PLAIN):  # type: ignore[arg-type]  # pairs too
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # an error says it
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # a damaged pickle can fail in any way
         refused = re.search(r"GLOBAL (\w+\.[\w.]+)", str(error))
+        if refused is None and _is_strange_pickle(path, error):
+            raise UserError(
+                f"Weights {path}: refused, nothing was run. The file is a pickle that torch.save "
+                "has not written, and such files can do harm. If you trust its origin, save its "
+                "state dict alone, as .safetensors or with torch.save, and give that."
+            ) from error
         if refused is None:
             # The first sentence: the next ones of torch advise to switch the safety off.
             sentence, *_ = re.split(r"[.]\s", str(error))
+            reason = f"{type(error).__name__}: {sentence}" if sentence else "it ends too early"
             raise UserError(
                 f"Weights {path}: not a readable file of torch.save or safetensors, or damaged "
-                f"({type(error).__name__}: {sentence})."
+                f"({reason})."
             ) from error
         raise UserError(
             f"Weights {path}: refused, nothing was run. To load, the file asks to call "
@@ -352,6 +361,12 @@ def _unpickle(path: Path) -> Any:
             "(numbers, text, lists, dicts) are read. If you trust its origin, save its state dict "
             "alone, as .safetensors or with torch.save, and give that."
         ) from error
+
+
+def _is_strange_pickle(path: Path, error: Exception) -> bool:
+    """Whether torch has refused a pickle of a protocol that it does not write, from 4 on."""
+    with path.open("rb") as file:
+        return file.read(1) == b"\x80" and "Unsupported operand" in str(error)
 
 
 def _state_dict_in(content: Any) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from gmf_platform.distributed import FSDP, ZeRO
+from gmf_platform.errors import UserError
 from gmf_platform.evaluation.drawing import Compared
 from gmf_platform.models.norm import NormMode, set_norm_mode
 from gmf_platform.optim import (
@@ -229,6 +231,22 @@ class BaseTask(LightningModule):
         """Scores by class of the last evaluation, for people to read."""
         return ""
 
+    def _check_classes(self, trained: list[str] | None) -> None:
+        """Refuse to go on where labels have changed their meaning, as when a folder was renamed."""
+        if trained in (None, self.class_names):
+            return
+        both = zip_longest(trained or [], self.class_names)
+        label, (before, now) = next((i, pair) for i, pair in enumerate(both) if len({*pair}) > 1)
+        raise UserError(
+            f"the run was trained on other classes than the data has: label {label} is {before!r} "
+            f"there and {now!r} here. Name the classes in the order of training (data.classes), or "
+            "begin another run"
+        )
+
+    def score_files(self) -> dict[str, str]:
+        """Tables of the last evaluation that are kept beside the scores: file name -> content."""
+        return {}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what a model needs beyond its tensors."""
         checkpoint["gmf_platform"] = {"class_names": self.class_names}
@@ -238,10 +256,14 @@ class BaseTask(LightningModule):
 
         Lightning counts batches. A run is one epoch to it and is saved between steps, so the
         batches done are the steps done times the accumulation of now.
+
+        Raises:
+            UserError: labels meant other classes in the run than they do in the data.
         """
         fit_loop = checkpoint.get("loops", {}).get("fit_loop")
         if fit_loop is None or self._trainer is None:
             return
+        self._check_classes(checkpoint.get("gmf_platform", {}).get("class_names"))
         done = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
         progress = fit_loop["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):

@@ -109,6 +109,12 @@ class ClassificationTask(BaseTask):
         """The worst classes of the last evaluation."""
         return "" if self.scores is None else self.scores.table(self.class_names)
 
+    def score_files(self) -> dict[str, str]:
+        """The confusion matrix, of up to 100 classes."""
+        if self.scores is None or self.scores.confusion is None:
+            return {}
+        return {"confusion.csv": self.scores.confusion_csv(self.class_names)}
+
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[Guesses]:
         """The five most probable classes of each image."""
         return most_probable(self.model(batch["images"]))

@@ -106,7 +106,8 @@ class DetectionTask(BaseTask):
 
     def begin_scores(self, split: str) -> None:
         """Make an evaluator for a split of the data."""
-        truth = self.trainer.datamodule.ground_truth(split)  # type: ignore[attr-defined]
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        truth = data.ground_truth(split, masks=self.with_masks)
         self.evaluator = CocoEvaluator(
             truth.annotation_file,
             image_ids=truth.image_ids,

@@ -61,6 +61,12 @@ def test_scores(progress, trainer, caplog):
     assert caplog.messages == ["validation at step 4  val/miou 0.5000  val/aacc 0.7500"]
 
 
+def test_scores_that_a_task_has_in_front(progress, trainer, caplog):
+    trainer.callback_metrics |= {"val/box_ap": torch.tensor(0.5), "val/box_ar1": torch.tensor(0.75)}
+    progress.on_validation_end(trainer, SimpleNamespace(headline=("box_ap", "mask_ap")))
+    assert caplog.messages == ["validation at step 4  val/box_ap 0.5000"]
+
+
 def test_only_the_first_process_speaks_and_only_of_training(progress, trainer, caplog):
     for setting in ({"is_global_zero": False}, {"sanity_checking": True}):
         progress.on_validation_end(SimpleNamespace(**vars(trainer) | setting), None)

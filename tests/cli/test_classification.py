@@ -83,7 +83,7 @@ def test_a_head_for_other_classes(gmf, write, official):
 
 def test_another_variants_file_names_the_way(gmf, write, tmp_path):
     write(2)
-    known = VARIANTS["small"]
+    known = VARIANTS["tiny"]
     tensors = {
         f"groupmixformer_backbone.{stage}.gma_stage.{block}.mlp.fc1.weight": torch.zeros(1).expand(
             int(dim * ratio), dim
@@ -93,12 +93,12 @@ def test_another_variants_file_names_the_way(gmf, write, tmp_path):
         )
         for block in range(depth)
     }
-    torch.save({"model": tensors}, tmp_path / "small.pth")
-    words = ("--data.root", "set", "--init_from", "small.pth", "--data.num_workers", 0)
+    torch.save({"model": tensors}, tmp_path / "tiny.pth")
+    words = ("--data.root", "set", "--init_from", "tiny.pth", "--data.num_workers", 0)
     result = gmf("validate", "--config", "cls_imagenet", *words)
     assert result.code == 2
-    assert "the model is GroupMixFormer tiny" in result.err
-    assert "--model.backbone.variant small" in result.err
+    assert "the model is GroupMixFormer small" in result.err
+    assert "--model.backbone.variant tiny" in result.err
 
 
 def test_fine_tuning_wants_weights(gmf, write):

@@ -4,6 +4,8 @@ import shutil
 import pytest
 import torch
 
+from gmf_platform.models.weights import read_facts
+
 
 def last_line(result):
     return json.loads(result.out.splitlines()[-1])
@@ -129,3 +131,12 @@ def test_a_run_without_checkpoint(trained, gmf, tmp_path):
     result = gmf("validate", "--run", "runs/a")
     assert result.code == 2
     assert result.err == "error: --run runs/a: the run has no checkpoint yet\n"
+
+
+def test_classes_in_another_order_are_refused(trained, gmf, base):
+    names = read_facts(trained.best)["class_names"]
+    swapped = json.dumps([names[1], names[0], *names[2:]])
+    result = gmf("validate", *base, "--ckpt_path", trained.best, "--data.classes", swapped)
+    assert result.code == 2
+    assert "label 0 is 'grass' there and" in result.err
+    assert "(2 of 8 differ)" in result.err

@@ -60,6 +60,7 @@ def test_run_directory(trained):
     assert names - events == {
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",
+        "checkpoints/previous.ckpt",
         "config.yaml",
         "log.txt",
         "metrics.jsonl",

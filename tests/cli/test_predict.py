@@ -170,3 +170,12 @@ def test_damaged_checkpoint_is_said(trained, gmf, base, sample_ade20k, tmp_path)
     assert result.code == 2
     assert "damaged.ckpt" in result.err
     assert "Traceback" not in result.err
+
+
+def test_predictions_are_overwritten_knowingly(trained, gmf, photos):
+    line = ("predict", "--run", trained.path, "--images", "photos/a.jpg", "--output", "out")
+    assert gmf(*line).code == 0
+    again = gmf(*line)
+    assert again.code == 2
+    assert "--output out: holds predictions already" in again.err
+    assert gmf(*line, "--overwrite").code == 0

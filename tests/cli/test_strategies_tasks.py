@@ -16,7 +16,11 @@ BACKBONE = {
 TASKS = {
     "cls": (
         "cls_imagenet",
-        {"batch_augment": None, "schedule": {"warmup_epochs": None, "warmup_steps": 2}},
+        {
+            "batch_augment": None,
+            "lr_for_batch_size": None,
+            "schedule": {"warmup_epochs": None, "warmup_steps": 2},
+        },
         {"image_size": 64, "rand_augment": None},
     ),
     "retinanet": (

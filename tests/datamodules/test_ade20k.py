@@ -235,7 +235,7 @@ def test_evaluation_deals_each_image_once(sample_ade20k, batch_size, world_size)
     ]
     names = [name for loader in loaders for batch in loader for name in batch["ids"]]
     assert sorted(names) == sorted(path.stem for path, _ in data.split("validation").pairs)
-    assert sum(len(loader) for loader in loaders) == -(-6 // batch_size)
+    assert sum(len(loader.batches) for loader in loaders) == -(-6 // batch_size)
 
 
 @pytest.mark.data

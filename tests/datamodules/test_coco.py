@@ -242,6 +242,18 @@ def test_scales_for_test_time_augmentation(sample_coco):
     assert "scaled" not in next(iter(data.train_loader(steps=1)))
 
 
+def test_thin_images_are_padded_to_what_backbones_take(make_coco, tmp_path):
+    for split in ("train", "val"):
+        make_coco({1: (400, 40)}, [{"bbox": [1, 1, 90, 30]}], split=split)
+    data = ready(tmp_path, global_batch_size=1)
+    for batch in (
+        next(iter(data.eval_loader("validation"))),
+        next(iter(data.train_loader(steps=2))),
+    ):
+        assert batch["sizes"].tolist() == [[12, 120]]
+        assert batch["images"].shape[2] >= 64
+
+
 def test_prediction_needs_no_data(sample_coco, tmp_path):
     data = make_data(tmp_path / "nowhere", classes=["x", "y"])
     data.setup("predict")
@@ -263,6 +275,23 @@ def test_ground_truth(make_coco, tmp_path):
 
 
 # --- files
+
+
+def test_masks_cannot_be_scored_against_objects_without_any(make_coco, tmp_path):
+    """It is told before training, not at its first validation."""
+    whole = BOX | {"segmentation": [[10, 20, 40, 20, 40, 60]]}
+    make_coco({1: (60, 60)}, [whole])
+    make_coco({1: (60, 60), 2: (60, 60)}, [whole, BOX | {"image_id": 2}, BOX], split="val")
+    data = ready(tmp_path, global_batch_size=1, with_masks=True)
+    assert len(data.ground_truth("validation").image_ids) == 2
+    assert len(data.ground_truth("training", masks=True).image_ids) == 1
+    with pytest.raises(
+        DataError, match=r"annotation 3, image 1 of .*val2017.json, has no mask"
+    ) as e:
+        data.ground_truth("validation", masks=True)
+    assert "and 1 more problems" in str(e.value)
+    boxes = ready(tmp_path, global_batch_size=1)
+    assert len(boxes.ground_truth("validation", masks=True).image_ids) == 2
 
 
 def test_other_names(make_coco, tmp_path):
@@ -438,9 +467,19 @@ def test_annotation_files_must_agree_on_the_classes(make_coco, tmp_path):
     make_coco({1: (60, 60)}, [BOX], categories=((1, "cat"), (2, "dog")))
     make_coco({1: (60, 60)}, [BOX], categories=((1, "cat"), (2, "dug")), split="val")
     with pytest.raises(
-        DataError, match=r"'dug' is no category of .*train2017.json; is 'dog' meant"
+        DataError,
+        match=r"val2017.json: 'dug' is no category of .*train2017.json; is 'dog' meant",
     ):
         ready(tmp_path)
+
+
+def test_a_category_of_the_training_images_alone(make_coco, tmp_path):
+    """The message names the file that the classes come from; no config names any."""
+    make_coco({1: (60, 60)}, [BOX | {"category_id": 2}], categories=((1, "cat"), (2, "dog")))
+    make_coco({1: (60, 60)}, [BOX], categories=((1, "cat"),), split="val")
+    with pytest.raises(DataError, match=r"val2017.json misses 'dog': .* has annotations") as told:
+        ready(tmp_path)
+    assert "data.classes" not in str(told.value)
 
 
 def test_nothing_to_learn(make_coco, tmp_path):
@@ -467,7 +506,7 @@ def test_what_is_left_out_is_logged_once(make_coco, tmp_path, caplog):
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == len(set(said)) == 4
     assert sum("1 boxes are left out" in line for line in said) == 2
-    assert sum("1 objects without a mask are taken for crowds" in line for line in said) == 2
+    assert sum("1 objects without a mask are no targets" in line for line in said) == 2
 
 
 def test_spawned_workers_get_a_small_data_set(sample_coco):

@@ -32,3 +32,11 @@ def test_names_may_be_short_where_that_is_clear(tmp_path):
     path.write_text("nothing\n")
     with pytest.raises(UserError, match=r"1 of 1 lines .* no image is called so .*like a/0\.jpg"):
         listed_names(path, NAMES, what="image")
+
+
+def test_a_list_that_cannot_be_read(tmp_path):
+    with pytest.raises(UserError, match=r"data\.val_list: .*none\.txt: cannot be read: No such"):
+        listed_names(tmp_path / "none.txt", ["a.jpg"], what="image")
+    (tmp_path / "list.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"data\.val_list: .*list\.txt: cannot be read: it is no"):
+        listed_names(tmp_path / "list.txt", ["a.jpg"], what="image")

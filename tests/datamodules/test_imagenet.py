@@ -1,5 +1,6 @@
 """The ImageNet datamodule: the forms its folder may have, batches, wrong data, check-data."""
 
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from datamodules.classification import ClassificationDataset
 from datamodules.images import DataError
 from datamodules.layouts import LAYOUTS, check_root
 from datamodules.sample_data import write_sample
+from datamodules.shards import find_shards, write_shards
 from gmf_platform.distributed.order import SampleKey
 from gmf_platform.errors import UserError
 
@@ -334,3 +336,18 @@ def test_real_photos(real_data):
     assert batch["images"].shape == (50, 3, 224, 224)
     counts = np.bincount(list(labels(data, "validation").values()))
     assert counts.tolist() == [40] * 10
+
+
+def test_cut_off_shards_of_both_splits_are_said_at_once(drawn, tmp_path):
+    data = module(drawn)
+    for split, name in (("training", "train"), ("validation", "val")):
+        names = data.class_names
+        write_shards(data.samples(split), tmp_path, split=name, class_names=names, name="drawn")
+        os.truncate(find_shards(tmp_path, name)[0], 700)
+    with pytest.raises(DataError, match=r"drawn-train-000000.*cut off.*\n.*drawn-val-000000"):
+        module(tmp_path).inspectable("training")
+
+
+def test_a_class_named_twice(drawn):
+    with pytest.raises(UserError, match=r"data\.classes: n2: named more than once"):
+        module(drawn, classes=["n2", "n1", "n2"])

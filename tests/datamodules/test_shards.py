@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from datamodules.class_samples import FolderSamples
-from datamodules.images import DataError
+from datamodules.images import DataError, Flaw
 from datamodules.loader import TrainLoader
 from datamodules.shards import ShardOrder, ShardSamples, find_shards, write_shards
 from datamodules.shards import samples as shard_samples
@@ -314,6 +314,18 @@ def test_cut_off_shard_is_said_before_training(copied):
     with pytest.raises(DataError) as said:
         ShardSamples.open(copied, "train")
     assert str(said.value).startswith(f"{shard}: is cut off: it has {size - 700} bytes of {size}.")
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_all_cut_off_shards_are_said(copied, indexed):
+    for number in (1, 4):
+        os.truncate(shard_at(copied, number), 700)
+    if not indexed:
+        (copied / "index-train.npz").unlink()
+    with pytest.raises(DataError, match=r"000001.tar: is cut off.*\n.*000004.tar: is cut off") as e:
+        ShardSamples.open(copied, "train")
+    assert e.value.flaw == Flaw.TRUNCATED
+    assert len(str(e.value).splitlines()) == 2
 
 
 @pytest.mark.parametrize("where", ["data", "header", "between", "end"])

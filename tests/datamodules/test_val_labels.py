@@ -75,6 +75,20 @@ def test_kaggles_solution(tmp_path):
     }
 
 
+def test_what_cannot_be_read_is_named(tmp_path):
+    path = tmp_path / KAGGLE
+    path.write_text("ImageId,PredictionString\nILSVRC2012_val_00000001,\n")
+    with pytest.raises(DataError, match=r"solution\.csv: a line names no class: 'ILSVRC2012_val"):
+        read_val_labels(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match=r"solution\.csv: is no text"):
+        read_val_labels(path)
+    path.write_text("1\n2\n")
+    (tmp_path / "meta.mat").write_bytes(b"hello" * 100)
+    with pytest.raises(DataError, match=r"meta\.mat: cannot be read as that of the development"):
+        read_val_labels(path)
+
+
 def test_lines_of_two_words(tmp_path):
     path = tmp_path / "val.txt"
     path.write_text("val/a.jpg cat\nb.JPEG\tdog\n\nc,cat\n")

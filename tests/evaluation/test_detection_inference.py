@@ -68,7 +68,7 @@ def test_once():
 
 def test_once_refuses_several_scales():
     batch = drawn(1, RECTANGLES) | {"scaled": [drawn(2, RECTANGLES)]}
-    with pytest.raises(UserError, match=r"data\.eval_ratios gives each image at several scales"):
+    with pytest.raises(UserError, match=r"data\.eval_scales gives each image at several scales"):
         DetectionInference().detections(finder(), batch)
 
 

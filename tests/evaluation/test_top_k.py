@@ -127,3 +127,12 @@ def test_most_probable():
     assert first.probabilities.tolist() == pytest.approx([expected[1].item(), expected[2].item()])
     assert second.named(["a", "b", "c"])[0] == ("a", pytest.approx(0.98670, abs=1e-4))
     assert len(most_probable(logits)[0].labels) == 3  # all there are
+
+
+def test_confusion_as_a_table():
+    metric = TopK(3)
+    logits = torch.eye(3)[[0, 1, 1, 2]]  # what is predicted
+    metric.update(logits, torch.tensor([0, 0, 1, 2]))
+    rows = metric.compute().confusion_csv(["cat", "dog, small", "owl"]).splitlines()
+    assert rows[0] == 'true \\ predicted,cat,"dog, small",owl'
+    assert rows[1:] == ["cat,1,1,0", '"dog, small",0,1,0', "owl,0,0,1"]

@@ -208,10 +208,15 @@ def test_code_in_a_file_is_named_and_never_run(zipped, tmp_path):
     assert trace.exists()  # so the file was able to
 
 
-def test_a_bare_pickle_is_not_run(tmp_path):
+@pytest.mark.parametrize(
+    ("protocol", "said"),
+    [(2, r"refused.*posix\.mkdir"), (4, r"bad\.pkl: refused, nothing was run.*a pickle that")],
+)
+@pytest.mark.filterwarnings("error")
+def test_a_bare_pickle_is_not_run(protocol, said, tmp_path):
     path, trace = tmp_path / "bad.pkl", tmp_path / "trace"
-    path.write_bytes(pickle.dumps({"model": Mine(trace)}, protocol=2))
-    with pytest.raises(UserError, match=r"refused.*posix\.mkdir"):
+    path.write_bytes(pickle.dumps({"model": Mine(trace)}, protocol=protocol))
+    with pytest.raises(UserError, match=said):
         read_state_dict(path)
     assert not trace.exists()
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from datamodules import BaseDataModule
+from gmf_platform.errors import UserError
 from gmf_platform.models.backbones import GroupMixFormer
 from gmf_platform.models.batch_augment import BatchAugment
 from gmf_platform.models.losses import SoftTargetCrossEntropy
@@ -293,3 +294,13 @@ def test_checkpoint_holds_the_classes_and_no_constants(tmp_path):
     assert content["gmf_platform"]["class_names"] == CLASSES
     names = content["state_dict"]
     assert {".".join(name.split(".")[:2]) for name in names} == {"model.backbone", "model.head"}
+
+
+def test_a_run_does_not_go_on_with_other_classes(tmp_path):
+    path, trainer = tmp_path / "x.ckpt", make_trainer(1)
+    trainer.fit(make_task(), datamodule=make_data())
+    trainer.save_checkpoint(path)
+    task = make_task()
+    task.class_names = [*CLASSES[:2], *CLASSES[:1:-1]]
+    with pytest.raises(UserError, match="label 2 is 'class 2' there and 'class 6' here"):
+        make_trainer(2).fit(task, datamodule=make_data(), ckpt_path=path, weights_only=True)

@@ -53,14 +53,8 @@ class PredictionWriter(BasePredictionWriter):
         """
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the legend."""
+        """Make the folder."""
         self.output.mkdir(parents=True, exist_ok=True)
-        legend = [
-            {"label": label, "name": name, "colour": self.colours[label].tolist()}
-            for label, name in enumerate(self.class_names)
-        ]
-        if trainer.is_global_zero:
-            (self.output / "classes.json").write_text(json.dumps(legend, indent=1) + "\n")
 
     def write_on_batch_end(
         self,
@@ -79,8 +73,11 @@ class PredictionWriter(BasePredictionWriter):
             self.write(Path(source), target, predicted)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Finish what is joined over the images, each process its own."""
-        self.finish(trainer)
-
-    def finish(self, trainer: Trainer) -> None:
-        """Write what is joined over all images; nothing by default."""
+        """Write the legend, as the sign that all is there."""
+        if not trainer.is_global_zero:
+            return
+        legend = [
+            {"label": label, "name": name, "colour": self.colours[label].tolist()}
+            for label, name in enumerate(self.class_names)
+        ]
+        (self.output / "classes.json").write_text(json.dumps(legend, indent=1) + "\n")

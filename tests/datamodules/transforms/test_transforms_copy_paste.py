@@ -1,6 +1,7 @@
 """Copy-paste against a picture in which each object has a colour of its own."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -79,6 +80,16 @@ def test_mostly_hidden_objects_are_dropped():
     source = sample([(10, 10, 19, 20, 20)], ground=2)
     result = copy_paste(small, source, side=SIDE, draw=Everything(0))
     assert result.boxes[0].tolist() == [19, 10, 20, 20]  # moved by 9
+
+
+def test_no_box_is_left_empty():
+    """Masks may reach over the boxes that come with them."""
+    masks = [Patch(10, 10, np.ones((10, 8), np.uint8))]
+    target = replace(sample([(10, 10, 14, 20, 11)], ground=1), masks=masks)
+    source = sample([(8, 8, 14, 30, 20)], ground=2)
+    result = copy_paste(target, source, side=SIDE, draw=Everything(0))
+    assert result.labels.tolist() == [20]
+    assert len(result.masks) == len(result.boxes) == 1
 
 
 def test_a_random_part_is_chosen():

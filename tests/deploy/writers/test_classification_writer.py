@@ -37,6 +37,7 @@ def write(photos, output, shares, *, rank=0):
         dist.barrier()
     for source, guess in list(zip(photos, guesses, strict=True))[shares]:
         writer.write_on_batch_end(trainer, None, [guess], None, {"ids": [str(source)]}, 0, 0)
+    writer.on_predict_end(trainer, None)
     writer.teardown(trainer, None, "predict")
     return logits.softmax(1)
 

@@ -46,6 +46,7 @@ def written(folder, sources, predictions, **settings):
     writer.on_predict_start(trainer, None)
     batch = {"ids": [str(source) for source in sources]}
     writer.write_on_batch_end(trainer, None, predictions, None, batch, 0, 0)
+    writer.on_predict_end(trainer, None)
     writer.teardown(trainer, None, "predict")
     return json.loads((folder / "out" / "predictions.json").read_text())
 
