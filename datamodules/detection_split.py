@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from datamodules.checking import Finding
 from datamodules.coco_annotations import CocoAnnotations, DetectionTargets, Outline
 from datamodules.images import DataError, Flaw, Image8, read_image
+from gmf_platform.errors import counted
 
 __all__ = ["DetectionSplit", "InspectableDetections", "nothing_to_learn"]
 
@@ -137,6 +138,10 @@ class InspectableDetections:
         """What is wrong with the annotation file."""
         return self.split.annotations.problems if self.tell else []
 
+    def notes(self) -> list[str]:
+        """Boxes too thin, and objects without a mask."""
+        return self.split.annotations.left_out() if self.tell else []
+
     def inspect(self, index: int) -> Finding:
         """Open an image."""
         targets = self.split.objects(index)
@@ -174,7 +179,8 @@ def nothing_to_learn(annotations: CocoAnnotations) -> str:
         )
     if annotations.dropped:
         return (
-            f"{said}; {annotations.dropped} boxes are outside their images or thinner than a "
-            "pixel. COCO boxes are [x, y, width, height] in pixels, not in fractions of the image"
+            f"{said}; {counted(annotations.dropped, 'box is', 'boxes are')} outside the image or "
+            "thinner than a pixel. COCO boxes are [x, y, width, height] in pixels, not in "
+            "fractions of the image"
         )
     return said
