@@ -50,6 +50,7 @@ class MovingAverage(Callback):
         """Put the average in the weights' place."""
         self._take_up(pl_module)
         if self._average is not None and self._average.updates:
+            self._average.share_statistics(pl_module)  # all processes score the same weights
             self._average.put_into(pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -62,6 +63,7 @@ class MovingAverage(Callback):
     ) -> None:
         """Keep the average beside the weights."""
         if self._average is not None and self._average.updates:
+            self._average.share_statistics(pl_module)
             checkpoint["average"] = self._average.state_dict()
 
     def on_load_checkpoint(
