@@ -35,6 +35,18 @@ class MovingAverage(Callback):
         self._saved: dict[str, Any] | None = None
         self._step = 0
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what cannot be averaged.
+
+        Raises:
+            UserError: the parameters are in DeepSpeed's shards, which show nothing of them.
+        """
+        if self._average is not None and getattr(trainer.strategy, "zero_stage_3", False):
+            raise UserError(
+                "average.decay: ZeRO-3 keeps no weights that could be averaged: take "
+                "strategy/fsdp or strategy/deepspeed_zero2, or set average.decay to null"
+            )
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on with a stopped run's average."""
         self._step = trainer.global_step

@@ -130,6 +130,13 @@ def test_processes_score_and_save_the_same(run_processes):
     assert not torch.allclose(own, others, rtol=1e-2)
 
 
+def test_shards_that_show_nothing_are_refused():
+    trainer = SimpleNamespace(strategy=SimpleNamespace(zero_stage_3=True))
+    MovingAverage().setup(trainer, None, "fit")
+    with pytest.raises(UserError, match=r"average.decay: ZeRO-3 .* strategy/fsdp"):
+        MovingAverage(DECAY).setup(trainer, None, "fit")
+
+
 @pytest.mark.parametrize("decay", [0.0, 1.0, -0.1, 99.99])
 def test_wrong_decays_are_refused(decay):
     with pytest.raises(UserError, match=rf"average.decay: {decay} is not between 0 and 1"):

@@ -69,7 +69,7 @@ class DetectionWriter(PredictionWriter):
             return
         found = {source: rows for part in parts for source, rows in part.items()}
         rows = [row for source in self.names for row in found.get(source, ())]
-        text = "[\n" + ",\n".join(rows) + "\n]\n"
+        text = "[" + ",\n".join(rows) + "]\n"
         (self.output / "predictions.json").write_text(text, encoding="utf-8")
 
     def _rows(self, source: Path, found: ImageDetections) -> list[str]:
