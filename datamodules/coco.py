@@ -144,7 +144,8 @@ class COCO(DetectionDataModule):
     def inspectable(self, split: str) -> InspectableDetections:
         """The split for `check-data`; what is wrong with one file for both is said once."""
         tell = self.whole is None or split == "training"
-        return InspectableDetections(self.images(split), tell=tell)
+        scored = self.with_masks and split != "training"
+        return InspectableDetections(self.images(split), tell=tell, scored=scored)
 
     @cached_property
     def _validation_ids(self) -> set[str]:

@@ -124,19 +124,21 @@ class InspectableDetections:
     Args:
         split: the images, those without objects included.
         tell: tell what is wrong with the annotation file; False if another split does.
+        scored: masks are scored against the split's, so that each object needs one.
     """
 
     unit = "objects"
 
-    def __init__(self, split: DetectionSplit, *, tell: bool = True) -> None:
-        self.split, self.tell = split, tell
+    def __init__(self, split: DetectionSplit, *, tell: bool = True, scored: bool = False) -> None:
+        self.split, self.tell, self.scored = split, tell, scored
 
     def __len__(self) -> int:
         return len(self.split)
 
     def problems(self) -> list[DataError]:
         """What is wrong with the annotation file."""
-        return self.split.annotations.problems if self.tell else []
+        own = self.split.annotations.problems if self.tell else []
+        return [*own, *self.split.shapeless()] if self.scored else own
 
     def notes(self) -> list[str]:
         """Boxes too thin, and objects without a mask."""

@@ -12,7 +12,7 @@ from pycocotools.coco import COCO as Reference
 
 from datamodules import COCO
 from datamodules.checking import inspect_all
-from datamodules.images import DataError
+from datamodules.images import DataError, Flaw
 from datamodules.sample_data import write_sample
 from gmf_platform.distributed.order import SampleKey
 from gmf_platform.errors import UserError
@@ -292,6 +292,10 @@ def test_masks_cannot_be_scored_against_objects_without_any(make_coco, tmp_path)
     ) as e:
         data.ground_truth("validation", masks=True)
     assert "and 1 more problem:" in str(e.value)
+    report = inspect_all(data.inspectable("validation"), workers=0)
+    assert "annotation 3" in report.problems[Flaw.ANNOTATION][0]
+    assert report.num_problems == 2
+    assert inspect_all(data.inspectable("training"), workers=0).num_problems == 0
     boxes = ready(tmp_path, global_batch_size=1)
     assert len(boxes.ground_truth("validation", masks=True).image_ids) == 2
 
