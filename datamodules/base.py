@@ -51,6 +51,10 @@ class BaseDataModule(LightningDataModule):
     """
 
     layout: Layout | None = None
+    smaller_training = "smaller images"
+    """How training images are made smaller, for advice to a user whose device is full."""
+    smaller_evaluation = smaller_training
+    """Likewise those of evaluation and prediction."""
 
     def __init__(
         self,

@@ -117,6 +117,10 @@ class InspectableClasses:
         """Classes without images, folders that are no class."""
         return list(self._problems)
 
+    def notes(self) -> list[str]:
+        """Nothing is left out."""
+        return []
+
     def inspect(self, index: int) -> Finding:
         """Decode an image."""
         counts = {self.samples.label(index): 1}

@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import Dataset
@@ -23,7 +23,19 @@ from datamodules.transforms.detection import (
 )
 from gmf_platform.distributed.order import SampleKey
 
-__all__ = ["DetectionImages", "EvalDetections", "Opening", "TrainDetections"]
+__all__ = ["Canvas", "DetectionImages", "EvalDetections", "Opening", "TrainDetections"]
+
+
+class Canvas(NamedTuple):
+    """To what a training image is padded at least, height and width.
+
+    Attributes:
+        alone: on a device that takes one image at a time.
+        shared: in a batch with others.
+    """
+
+    alone: Size
+    shared: Size
 
 
 @dataclass(frozen=True)
@@ -40,7 +52,7 @@ class Opening:
     keys: frozenset[SampleKey]
     mixed: bool
 
-    def canvas(self, key: SampleKey, size: Size, transform: DetectionTransform) -> Size:
+    def canvas(self, key: SampleKey, size: Size, transform: DetectionTransform) -> Canvas:
         """To what a sample is padded at least.
 
         Args:
@@ -49,9 +61,9 @@ class Opening:
             transform: of the training images.
         """
         if key not in self.keys:
-            return transform.least_padded
+            return Canvas(transform.least_padded, transform.least_padded)
         largest = transform.largest(size)
-        return (max(largest),) * 2 if self.mixed else largest
+        return Canvas(largest, (max(largest),) * 2 if self.mixed else largest)
 
 
 class TrainDetections(Dataset[dict[str, Any]]):

@@ -69,6 +69,9 @@ class ImageNet(BaseDataModule):
         batching: see BaseDataModule.
     """
 
+    smaller_training = "smaller images: --data.image_size"
+    smaller_evaluation = smaller_training
+
     def __init__(
         self,
         root: str,

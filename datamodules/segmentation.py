@@ -132,6 +132,10 @@ class InspectablePairs:
         """Images without a mask, and masks without an image."""
         return self.pairing.problems()
 
+    def notes(self) -> list[str]:
+        """Nothing is left out."""
+        return []
+
     def inspect(self, index: int) -> Finding:
         """Open an image and its mask; each may have its own problems."""
         image_path, mask_path = self.pairing.pairs[index]
@@ -192,6 +196,9 @@ class SegmentationDataModule(BaseDataModule):
         global_batch_size: see BaseDataModule.
         batching: see BaseDataModule.
     """
+
+    smaller_training = "smaller crops: --data.crop_size"
+    smaller_evaluation = "smaller images: --data.scale, or windows: --config test/sliding"
 
     def __init__(
         self,

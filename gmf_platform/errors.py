@@ -2,7 +2,7 @@
 
 from enum import IntEnum
 
-__all__ = ["ExitCode", "UserError"]
+__all__ = ["ExitCode", "UserError", "counted"]
 
 
 class ExitCode(IntEnum):
@@ -21,3 +21,8 @@ class UserError(Exception):
     The message says what happened, where (file or key) and what to do. The command line prints it
     without a traceback and exits with ``ExitCode.WRONG_INPUT``.
     """
+
+
+def counted(number: int, one: str, several: str) -> str:
+    """A number with its word, for messages: ``1 box``, ``2 boxes``."""
+    return f"{number} {one if number == 1 else several}"

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, Trainer
 
 from gmf_platform.callbacks.progress import Progress
 from gmf_platform.distributed.order import BatchPlan
-from gmf_platform.errors import UserError
+from gmf_platform.errors import UserError, counted
 from gmf_platform.models.norm import NormMode
 
 if TYPE_CHECKING:
@@ -66,23 +66,36 @@ def advising_on_memory(experiment: "Experiment") -> Iterator[None]:
 def _memory_advice(experiment: "Experiment", said: str) -> str:
     trainer, data = experiment.trainer, experiment.datamodule
     if trainer.state.fn != "fit":
-        return (
-            f"out of memory with {data.eval_batch_size} images per batch ({said})\n"
-            "  - fewer at once: --data.eval_batch_size 1\n"
-            "  - smaller images: --data.scale, or windows: --config test/sliding\n"
-            "  - on the CPU: --trainer.accelerator cpu"
-        )
-    per_device = data.plan(trainer.world_size).per_device
-    smaller = max((n for n in range(1, per_device) if per_device % n == 0), default=0)
-    lines = [f"out of memory with {per_device} images per device ({said})"]
-    if smaller:
-        lines += [
-            f"  - fewer at once, same global batch: --data.per_device_batch_size {smaller}",
-            f"    (the rest is accumulated; batch norm then sees {smaller} images)",
-        ]
-    if not getattr(experiment.task.model.get_submodule("backbone"), "checkpointing", False):
-        lines.append("  - less kept for backward: --model.backbone.checkpointing true")
-    return "\n".join([*lines, "  - smaller crops or a smaller --model.backbone.variant"])
+        count = 1 if trainer.state.fn == "predict" else data.eval_batch_size
+        fewer = [f"fewer at once: --data.eval_batch_size {count // 2}"] if count > 1 else []
+        last = "on the CPU: --trainer.accelerator cpu"
+        advice = [*fewer, data.smaller_evaluation, last]
+    else:
+        count = data.plan(trainer.world_size).per_device
+        last = "a smaller network: --model.backbone.variant"
+        advice = [*_smaller_parts(count), *_less_kept(experiment), data.smaller_training, last]
+    head = f"out of memory with {counted(count, 'image', 'images')} per device ({said})"
+    return "\n  - ".join([head, *advice])
+
+
+def _smaller_parts(per_device: int) -> list[str]:
+    """The largest smaller batch that still makes up a device's share."""
+    if per_device == 1:
+        return []
+    smaller = max(n for n in range(1, per_device) if per_device % n == 0)
+    option = f"--data.per_device_batch_size {smaller}"
+    seen = counted(smaller, "image", "images")
+    rest = f"    (the rest is accumulated; batch norm then sees {seen})"
+    return [f"fewer at once, same global batch: {option}\n{rest}"]
+
+
+def _less_kept(experiment: "Experiment") -> list[str]:
+    """Checkpointing, of a backbone that has it and does without."""
+    backbone = experiment.task.model.get_submodule("backbone")
+    used = [part.checkpointing for part in backbone.modules() if hasattr(part, "checkpointing")]
+    if any(used) or not used:
+        return []
+    return ["less kept for backward: --model.backbone.checkpointing true"]
 
 
 def norm_advice(norm: NormMode, plan: BatchPlan) -> str:

@@ -9,7 +9,7 @@ from datamodules.pairs import IMAGE_SUFFIXES
 from gmf_platform.cli.arguments import VerbParser, parse_arguments
 from gmf_platform.cli.sources import Sources
 from gmf_platform.cli.trained import check_weights, load_trained
-from gmf_platform.errors import ExitCode, UserError
+from gmf_platform.errors import ExitCode, UserError, counted
 
 if TYPE_CHECKING:
     from gmf_platform.deploy.writers import PredictionWriter
@@ -64,7 +64,7 @@ def run(verb: str, argv: Sequence[str]) -> int:
     with advising_on_memory(experiment):
         trainer.predict(experiment.task, loader, return_predictions=False)
     if trainer.is_global_zero:
-        print(f"{len(images)} images: {writer.what} are in {output}")
+        print(f"{counted(len(images), 'image', 'images')}: {writer.what} are in {output}")
     return ExitCode.DONE
 
 
@@ -78,7 +78,7 @@ def _writer(task: "BaseTask", weights: Path | None) -> "Callable[..., Prediction
         case ClassificationTask():
             return writers.ClassificationWriter
         case DetectionTask():
-            facts = {} if weights is None or not weights.is_file() else read_facts(weights)
+            facts = {} if weights is None or not weights.exists() else read_facts(weights)
             same = facts.get("class_names") == task.class_names
             ids = facts.get("category_ids") if same else None
             return partial(writers.DetectionWriter, category_ids=ids)

@@ -1,6 +1,6 @@
 """The one batch norm of the platform: its statistics, their synchronisation and their access."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -140,7 +140,7 @@ def statistics_kept(module: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def average_statistics(model: nn.Module) -> None:
+def average_statistics(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> None:
     """Give all processes the mean of their norms' running statistics.
 
     Norms in mode ``train`` see a process's own images; without this a checkpoint would hold the
@@ -148,19 +148,27 @@ def average_statistics(model: nn.Module) -> None:
 
     Args:
         model: of any kind; with one process nothing is done.
+        state: average the statistics in here, by their names in the model's state dict, instead of
+            the model's own.
     """
     if _world_size() == 1:
         return
-    norms = [norm for norm in _batch_norms(model) if norm.mode == "train"]
-    if not norms:
+    norms = (f"{name}." if name else "" for name, m in model.named_modules() if _is_apart(m))
+    names = [f"{norm}{kind}" for norm in norms for kind in ("running_mean", "running_var")]
+    if not names:
         return
-    statistics = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
+    statistics = [model.get_buffer(name) if state is None else state[name] for name in names]
     flat = torch.cat([buffer.flatten() for buffer in statistics])
     dist.all_reduce(flat)
     flat /= _world_size()
     pieces = flat.split([buffer.numel() for buffer in statistics])
     for buffer, piece in zip(statistics, pieces, strict=True):
         buffer.copy_(piece.view_as(buffer))
+
+
+def _is_apart(module: nn.Module) -> bool:
+    """Whether it is a norm whose statistics each process gathers by itself."""
+    return isinstance(module, BatchNorm) and module.mode == "train"
 
 
 def _batch_norms(module: nn.Module) -> Iterator[BatchNorm]:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from gmf_platform.models.norm import average_statistics
+
 __all__ = ["AveragedWeights"]
 
 # decay = 1 - (1 + updates) ** -power while that is the smaller: timm's ModelEmaV3, after
@@ -61,6 +63,16 @@ class AveragedWeights:
         if not self.warmup:
             return self.decay
         return min(self.decay, 1 - (1 + self.updates) ** -_WARMUP_POWER)
+
+    def share_statistics(self, module: nn.Module) -> None:
+        """Give all processes the mean of their averages' norm statistics.
+
+        As `average_statistics` does with the weights'. Every process has to call it.
+
+        Args:
+            module: whose weights are averaged.
+        """
+        average_statistics(module, self._averages)
 
     @torch.no_grad()
     def put_into(self, module: nn.Module) -> None:
