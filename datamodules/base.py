@@ -23,12 +23,17 @@ from gmf_platform.distributed.order import (
 )
 from gmf_platform.errors import UserError
 
-__all__ = ["BaseDataModule", "available_cpus"]
+__all__ = ["BaseDataModule", "available_cpus", "default_workers"]
 
 
 def available_cpus() -> int:
     """CPUs that this process may use; fewer than the machine has inside a job or container."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_workers() -> int:
+    """Loading processes per device where the config names no number."""
+    return min(8, available_cpus())
 
 
 class BaseDataModule(LightningDataModule):
@@ -48,6 +53,9 @@ class BaseDataModule(LightningDataModule):
             set that has targets.
         num_workers: loading processes per device; None: one per CPU, at most 8.
         seed: of order and augmentation.
+
+    Attributes:
+        part: the task's name where several are trained together; empty for one alone.
     """
 
     layout: Layout | None = None
@@ -70,8 +78,10 @@ class BaseDataModule(LightningDataModule):
         self.global_batch_size = global_batch_size
         self.per_device_batch_size = per_device_batch_size
         self.eval_batch_size, self.test_split = eval_batch_size, test_split
-        self.num_workers = min(8, available_cpus()) if num_workers is None else num_workers
+        self.num_workers_given = num_workers
+        self.num_workers = default_workers() if num_workers is None else num_workers
         self.seed = seed
+        self.part = ""
         self._datasets: dict[tuple[str, bool], Dataset[Any]] = {}
 
     @property
@@ -90,6 +100,17 @@ class BaseDataModule(LightningDataModule):
     @abstractmethod
     def collate(self, samples: list[Any], *, training: bool) -> dict[str, Any]:
         """Join samples to a batch (the contract is in docs/architecture.md)."""
+
+    @property
+    def run_folder(self) -> Path:
+        """Where a run keeps what it must remember of the data."""
+        assert self.trainer is not None
+        return Path(self.trainer.default_root_dir) / self.part
+
+    def describe(self) -> str:
+        """The data, for people to read."""
+        images: int = len(self.split("training"))  # type: ignore[arg-type]
+        return f"{self.root}, {images} training images, {len(self.class_names)} classes"
 
     def inspectable(self, split: str) -> Inspectable:
         """The samples of a split as `check-data` sees them.
@@ -126,6 +147,10 @@ class BaseDataModule(LightningDataModule):
     def plan(self, world_size: int) -> BatchPlan:
         """Per-device batch and accumulation for a number of processes."""
         return plan_batches(self.global_batch_size, world_size, self.per_device_batch_size)
+
+    def plans(self, world_size: int) -> dict[str, BatchPlan]:
+        """The plan of each task of joint training; here the one under an empty name."""
+        return {"": self.plan(world_size)}
 
     def steps_per_epoch(self) -> float:
         """Optimiser steps in which each training sample is seen once, on average."""

@@ -152,7 +152,7 @@ class ImageNet(BaseDataModule):
         super().setup(stage)
         trainer = self.trainer
         if stage == "fit" and not self._is_divided and trainer and trainer.is_global_zero:
-            write_list(Path(trainer.default_root_dir), self._validation_names)
+            write_list(self.run_folder, self._validation_names)
 
     def found(self, split: str) -> Found:
         """The images of a split that lie in folders, and what is wrong with them.

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from gmf_platform.cli.task_overlays import overlaid
 from gmf_platform.errors import UserError
 
 __all__ = [
@@ -89,7 +90,7 @@ class Arguments:
 
     def for_parser(self) -> list[str]:
         """The arguments for the config parser: files first, so that overrides win anywhere."""
-        files = [word for path in self.configs for word in ("--config", str(path))]
+        files = [word for config in overlaid(self.configs) for word in ("--config", config)]
         return files + [f"--{key}={value}" for key, value in self.overrides]
 
 

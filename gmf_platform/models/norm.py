@@ -18,6 +18,7 @@ __all__ = [
     "average_statistics",
     "set_norm_mode",
     "statistics_kept",
+    "use_statistics",
 ]
 
 NormMode = Literal["sync", "train", "frozen"]
@@ -120,6 +121,10 @@ def set_norm_mode(module: nn.Module, mode: NormMode) -> None:
     """Set the mode of every `BatchNorm` inside ``module`` (itself included)."""
     for norm in _batch_norms(module):
         norm.mode = mode
+
+
+def use_statistics(module: nn.Module, name: str) -> None:
+    """Take the running statistics of a task from now on, in norms that have one set per task."""
 
 
 @contextmanager

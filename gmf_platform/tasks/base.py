@@ -1,9 +1,9 @@
 """What all tasks share: optimiser, schedule, compile, memory format, exact randomness."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ class BaseTask(LightningModule):
         headline: scores to be named after each validation of a run; none: all of them.
     """
 
-    headline: ClassVar[Sequence[str]] = ()
+    headline: Sequence[str] = ()
     model: nn.Module
 
     def __init__(
@@ -187,6 +187,11 @@ class BaseTask(LightningModule):
         number = self.trainer.fit_loop.total_batch_idx
         return (self.seed * 1_000_003 + number) * 1_009 + self.global_rank
 
+    @property
+    def main_score(self) -> str:
+        """Name of the score that says most."""
+        return self.headline[0]
+
     @abstractmethod
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Losses of a training batch by name; their sum is what is trained on."""
@@ -266,16 +271,31 @@ class BaseTask(LightningModule):
             index: of the image in the batch.
         """
 
-    def _over_processes(self, losses: dict[str, Any]) -> dict[str, Any]:
-        """The means over processes, by one collective, on the steps that are logged."""
+    def is_logged(self) -> bool:
+        """Whether what is logged with the training batch at hand is written."""
         trainer = self.trainer
         step_ends = (trainer.fit_loop.total_batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        is_logged = step_ends and (trainer.global_step + 1) % every == 0
-        if trainer.world_size == 1 or not is_logged:
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return step_ends and (trainer.global_step + 1) % every == 0
+
+    def _over_processes(self, losses: dict[str, Any]) -> dict[str, Any]:
+        """The means over processes, on the steps that are logged."""
+        return self._means(losses) if self.is_logged() else losses
+
+    def _means(self, losses: dict[str, Any]) -> dict[str, Any]:
+        """The means over processes, by one collective."""
+        if self._trainer is None or self._trainer.world_size == 1 or not losses:
             return losses
-        means = trainer.strategy.reduce(torch.stack(list(losses.values())), reduce_op="mean")
-        return dict(zip(losses, means, strict=True))
+        stacked = torch.stack(list(losses.values()))
+        return dict(
+            zip(losses, self._trainer.strategy.reduce(stacked, reduce_op="mean"), strict=True)
+        )
+
+    def pictured(
+        self, batch: dict[str, Any], outputs: Any
+    ) -> Iterator[tuple[str, "BaseTask", dict[str, Any], Any]]:
+        """What of a validation batch can be drawn: name of the sheet, task, batch and outputs."""
+        yield "", self, batch, outputs
 
     def evaluation_settings(self) -> dict[str, Any]:
         """What a score depends on beside the weights, for its line in metrics.jsonl."""

@@ -29,6 +29,7 @@ class ClassificationTask(BaseTask):
         training: see BaseTask.
     """
 
+    headline = ("top1", "top5", "macc", "loss")
     model: Classifier
 
     def __init__(

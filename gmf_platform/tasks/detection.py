@@ -109,6 +109,11 @@ class DetectionTask(BaseTask):
         return compare_detections(unpadded(batch, index), truth, found)
 
     @property
+    def main_score(self) -> str:
+        """AP of the masks, or of the boxes of a head without."""
+        return "mask_ap" if self.with_masks else "box_ap"
+
+    @property
     def with_masks(self) -> bool:
         """Whether the head predicts masks beside boxes."""
         return bool(getattr(self.model.head, "mask_heads", ()))

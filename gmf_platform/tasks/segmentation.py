@@ -28,6 +28,7 @@ class SegmentationTask(BaseTask):
         training: see BaseTask.
     """
 
+    headline = ("miou", "macc", "aacc")
     model: Segmenter
 
     def __init__(
