@@ -26,6 +26,10 @@ from gmf_platform.errors import UserError
 __all__ = ["BaseDataModule", "available_cpus", "default_workers"]
 
 
+_MOST_SAMPLED = 32
+"""Images of a batch that nothing is trained on: enough for the statistics of a norm."""
+
+
 def available_cpus() -> int:
     """CPUs that this process may use; fewer than the machine has inside a job or container."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -171,6 +175,25 @@ class BaseDataModule(LightningDataModule):
             )
         batches = TrainBatches(self.order(size), self.plan(world_size), rank=rank, steps=steps)
         return TrainLoader(dataset, batches, **self._loading(training=True))
+
+    def sample_loader(self, batches: int, *, rank: int = 0, world_size: int = 1) -> Loader:
+        """The run's first training samples in batches that are dealt to the ranks in turn.
+
+        The same ones at each call, which has no effect on the run's own.
+
+        Args:
+            batches: over all ranks.
+            rank: this process.
+            world_size: number of processes.
+        """
+        dataset = self.split("training")
+        order = self.order(len(dataset))  # type: ignore[arg-type]
+        size = min(self.per_device_batch_size or self.global_batch_size, _MOST_SAMPLED)
+        keys = [
+            [order[number * size + i] for i in range(size)]
+            for number in range(rank, batches, world_size)
+        ]
+        return Loader(dataset, keys, **self._loading(training=True))
 
     def eval_loader(self, split: str, *, rank: int = 0, world_size: int = 1) -> Loader:
         """The batches of one rank for one pass over a split, nothing repeated or left out."""

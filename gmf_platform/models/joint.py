@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gmf_platform.errors import UserError
-from gmf_platform.models.norm import use_statistics
+from gmf_platform.models.norm import BatchNorm, split_statistics
 
 __all__ = ["JointModel", "Part"]
 
@@ -23,13 +23,19 @@ class JointModel(nn.Module):
         backbone: which all of ``models`` have as their ``backbone``.
         models: of the tasks by name; changed in place.
         balancing: see gmf_platform.optim.balancing.
+        splits_statistics: the backbone's norms have running statistics for each task.
 
     Raises:
         UserError: a name that a model's part cannot have.
     """
 
     def __init__(
-        self, backbone: nn.Module, models: Mapping[str, nn.Module], balancing: nn.Module
+        self,
+        backbone: nn.Module,
+        models: Mapping[str, nn.Module],
+        balancing: nn.Module,
+        *,
+        splits_statistics: bool = False,
     ) -> None:
         super().__init__()
         self.backbone, self.balancing = backbone, balancing
@@ -44,16 +50,23 @@ class JointModel(nn.Module):
                 )
             model.backbone = _BackboneOf(self)
             self.add_module(name, model)
+        self._split_norms: list[BatchNorm] = []
+        if splits_statistics:
+            self._split_norms = split_statistics(backbone, self.names)
 
     def forward(self, part: str, *args: Any, **kwargs: Any) -> Any:
-        """Call a task's model, or ``balancing``, by its name with its own arguments."""
-        use_statistics(self.backbone, part)
+        """Call a task's model, ``backbone`` or ``balancing`` by its name with its own arguments."""
+        for norm in self._split_norms:
+            norm.used_statistics = part
         return self.get_submodule(part)(*args, **kwargs)
 
     @contextmanager
     def features_reused(self) -> Iterator[None]:
-        """Run the backbone once for all calls inside, which must be of the same images."""
-        self._reuses_features = True
+        """Run the backbone once for all calls inside, which must be of the same images.
+
+        With statistics of each task the backbone is another one for each, and nothing is reused.
+        """
+        self._reuses_features = not self._split_norms
         try:
             yield
         finally:

@@ -19,7 +19,7 @@ from gmf_platform.errors import UserError
 from gmf_platform.models.backbones.groupmixformer import VARIANTS
 from gmf_platform.models.heads.classification import ClassificationHead
 from gmf_platform.models.weight_folders import read_folder
-from gmf_platform.models.weight_names import official_name, unknown_parts
+from gmf_platform.models.weight_names import official_name, task_statistics, unknown_parts
 
 __all__ = [
     "LoadReport",
@@ -103,6 +103,7 @@ def load_weights(model: nn.Module, path: str | Path, *, allow_partial: bool = Fa
     """
     found, averaged = _read(Path(path))
     own: dict[str, Tensor] = model.state_dict()
+    found |= {name: found[shared] for name, shared in task_statistics(found, own).items()}
     _refuse_other_layout(Path(path), found, own, allow_partial)
 
     names = _match_names(found, own, model)

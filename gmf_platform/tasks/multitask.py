@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -16,7 +16,7 @@ from gmf_platform.distributed.joint_backward import JointBackward
 from gmf_platform.errors import UserError, keys_of_task
 from gmf_platform.evaluation.drawing import Compared
 from gmf_platform.models.joint import JointModel, Part
-from gmf_platform.models.norm import NormMode
+from gmf_platform.models.norm import NormMode, statistics_estimated
 from gmf_platform.optim import Schedule
 from gmf_platform.optim.balancing import Balancing, BalancingFactory, FixedWeights
 from gmf_platform.tasks.base import BaseTask
@@ -63,6 +63,11 @@ class MultiTask(BaseTask):
             null leaves out one of a config before.
         balancing: makes what weighs the tasks, from their names.
         frozen_tasks: whose heads are not trained.
+        norm_statistics: running statistics of the backbone's norms: ``shared`` ones, taken anew
+            before each validation of a run, since in training they drift from task to task; or
+            one set ``per_task``, for which prediction runs the backbone once for each task.
+        statistics_batches: training batches of each task that shared statistics are taken from,
+            rounded up to a multiple of the processes; 0: those of training are left as they are.
         single_task: scores of single-task training as ``TASK/NAME``, or a json file of them, over
             which ``val/score`` is the mean relative gain; None: it is the mean of the tasks' main
             scores.
@@ -79,10 +84,13 @@ class MultiTask(BaseTask):
         tasks: dict[str, TaskFactory | None],
         balancing: BalancingFactory = FixedWeights,
         frozen_tasks: list[str] | None = None,
+        norm_statistics: Literal["shared", "per_task"] = "shared",
+        statistics_batches: int = 64,
         single_task: dict[str, float] | str | None = None,
         **training: Any,
     ) -> None:
         super().__init__(class_names, **training)
+        self.norm_statistics, self.statistics_batches = norm_statistics, statistics_batches
         self.single_task = None if single_task is None else read_scores(single_task)
         wanted = {name: task for name, task in tasks.items() if task is not None}
         self.build_model(backbone, wanted, balancing)
@@ -109,7 +117,14 @@ class MultiTask(BaseTask):
                 made[name] = factory(classes[name], backbone=backbone, seed=self.seed)
         self.headline = ["score", *(f"{name}/{task.main_score}" for name, task in made.items())]
         models = {name: task.model for name, task in made.items()}
-        self.model = self.prepared(JointModel(backbone, models, balancing(list(tasks))))
+        self.model = self.prepared(
+            JointModel(
+                backbone,
+                models,
+                balancing(list(tasks)),
+                splits_statistics=self.norm_statistics == "per_task",
+            )
+        )
         for name, task in made.items():
             del task.model
             task.model = Part(self.model, name)  # type: ignore[assignment]
@@ -252,6 +267,27 @@ class MultiTask(BaseTask):
         for i, j in combinations(range(len(names)), 2):
             found[f"train/cosine/{names[i]}_{names[j]}"] = float(cosines[i, j])
         return found
+
+    def on_validation_start(self) -> None:
+        """Take the shared running statistics of the backbone's norms anew."""
+        trainer = self.trainer
+        wanted = self.norm_statistics == "shared" and self.statistics_batches > 0
+        if wanted and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._estimate_statistics()
+
+    def _estimate_statistics(self) -> None:
+        """Show the backbone training images of all tasks, in evaluation mode."""
+        trainer, ranks = self.trainer, self.trainer.world_size
+        batches = -(-self.statistics_batches // ranks) * ranks  # the same number on each
+        with statistics_estimated(self.model.backbone), trainer.precision_plugin.forward_context():
+            for name in self.tasks:
+                data = trainer.datamodule.tasks[name]  # type: ignore[attr-defined]
+                loader = data.sample_loader(batches, rank=self.global_rank, world_size=ranks)
+                normalize = self.model.get_submodule(name).get_submodule("normalize")
+                for batch in loader:
+                    images, sizes = (batch[key].to(self.device) for key in ("images", "sizes"))
+                    self.model("backbone", normalize(images, sizes))
+                loader.close()
 
     def begin_scores(self, data: Any, split: str) -> None:
         """Begin to count for each task."""
