@@ -2,7 +2,7 @@
 
 import os
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from datamodules.checking import Inspectable
 from datamodules.layouts import Layout, check_root
 from datamodules.loader import Loader, TrainLoader
+from datamodules.transforms.common_size import CommonSize
 from gmf_platform.distributed.order import (
     BatchPlan,
     EvalBatches,
@@ -60,6 +61,8 @@ class BaseDataModule(LightningDataModule):
 
     Attributes:
         part: the task's name where several are trained together; empty for one alone.
+        common_size: of evaluation images, instead of the task's own transform, where several tasks
+            are to see the same pixels; None: the task's own.
     """
 
     layout: Layout | None = None
@@ -86,7 +89,8 @@ class BaseDataModule(LightningDataModule):
         self.num_workers = default_workers() if num_workers is None else num_workers
         self.seed = seed
         self.part = ""
-        self._datasets: dict[tuple[str, bool], Dataset[Any]] = {}
+        self.common_size: CommonSize | None = None
+        self._datasets: dict[tuple[str, bool, CommonSize | None], Dataset[Any]] = {}
 
     @property
     @abstractmethod
@@ -134,9 +138,10 @@ class BaseDataModule(LightningDataModule):
             training: augmented; None: the training split is, others are not.
         """
         training = split == "training" if training is None else training
-        if (split, training) not in self._datasets:
-            self._datasets[split, training] = self.dataset(split, training=training)
-        return self._datasets[split, training]
+        key = split, training, None if training else self.common_size
+        if key not in self._datasets:
+            self._datasets[key] = self.dataset(split, training=training)
+        return self._datasets[key]
 
     def setup(self, stage: str) -> None:
         """Build the data sets that a stage needs, so that wrong data is said at once."""
@@ -197,9 +202,29 @@ class BaseDataModule(LightningDataModule):
 
     def eval_loader(self, split: str, *, rank: int = 0, world_size: int = 1) -> Loader:
         """The batches of one rank for one pass over a split, nothing repeated or left out."""
+        groups = self.eval_groups(self.split(split, training=False))
+        return self.loader_of(split, groups[rank::world_size])
+
+    def loader_of(self, split: str, groups: Sequence[Sequence[int]]) -> Loader:
+        """Evaluation batches of a split, each of the samples of a group."""
+        batches = EvalBatches(groups, rank=0, world_size=1)
         dataset = self.split(split, training=False)
-        batches = EvalBatches(self.eval_groups(dataset), rank=rank, world_size=world_size)
         return Loader(dataset, batches, **self._loading(training=False))
+
+    def image_names(self, split: str) -> list[str]:
+        """The file name of each evaluation sample's image, without suffix.
+
+        Tasks whose samples have one name may be of one image.
+        """
+        raise NotImplementedError
+
+    def evaluations(self) -> Iterator[dict[str, Any]]:
+        """The ways in which the data is to be scored, one after the other.
+
+        Yields:
+            What a line of scores says of the way, while the data is in it.
+        """
+        yield {}
 
     def predict_loader(
         self, paths: Sequence[Path], *, rank: int = 0, world_size: int = 1
@@ -212,7 +237,7 @@ class BaseDataModule(LightningDataModule):
     def eval_groups(self, dataset: Dataset[Any]) -> list[list[int]]:
         """Which samples share an evaluation batch: a function of the data set alone."""
         indices = list(range(len(dataset)))  # type: ignore[arg-type]
-        size = self.eval_batch_size
+        size = 1 if self.common_size else self.eval_batch_size
         return [indices[i : i + size] for i in range(0, len(indices), size)]
 
     def train_dataloader(self) -> TrainLoader:

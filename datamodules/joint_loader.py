@@ -1,7 +1,8 @@
 """Batches of several tasks at once."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice, zip_longest
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
@@ -9,7 +10,32 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from datamodules.loader import Loader, TrainLoader
 from gmf_platform.distributed.turns import Turns
 
-__all__ = ["JointLoader", "JointTrainLoader"]
+__all__ = ["JointLoader", "JointTrainLoader", "together"]
+
+Groups = Sequence[Sequence[int]]
+
+
+def together(
+    groups: Mapping[str, Groups], names: Mapping[str, Sequence[str]]
+) -> list[dict[str, Sequence[int]]]:
+    """Bring the evaluation batches of several tasks together that are of the same images.
+
+    Args:
+        groups: of each task, the samples of each batch.
+        names: of each task, of each sample its image's name.
+
+    Returns:
+        Of each joint batch the tasks that have a part in it, and their samples. Every batch of
+        every task is in one of them, in the task's own order where no other task differs.
+    """
+    joint: dict[Any, dict[str, Sequence[int]]] = {}
+    for task, own in groups.items():
+        seen: Counter[tuple[str, ...]] = Counter()  # a name may come twice, in two folders
+        for group in own:
+            images = tuple(names[task][sample] for sample in group)
+            joint.setdefault((images, seen[images]), {})[task] = group
+            seen[images] += 1
+    return list(joint.values())
 
 
 class _AllWorkers(_MultiProcessingDataLoaderIter):
@@ -24,27 +50,28 @@ class _AllWorkers(_MultiProcessingDataLoaderIter):
 
 
 class JointLoader:
-    """One pass over the evaluation batches of all tasks, one of each at a time while they last.
+    """One pass over the evaluation batches of all tasks.
 
     A batch has ``tasks``, the batches of each task in a list, and ``ids``, all samples' names as
     ``TASK/NAME``.
 
     Args:
         loaders: of the tasks by name.
+        plan: of each batch the tasks that it holds one batch of.
     """
 
-    def __init__(self, loaders: Mapping[str, Loader]) -> None:
-        self.loaders = dict(loaders)
+    def __init__(self, loaders: Mapping[str, Loader], plan: Sequence[Collection[str]]) -> None:
+        self.loaders, self.plan = dict(loaders), plan
         self._iterator: _AllWorkers | None = _AllWorkers(list(self.loaders.values()))
 
     def __len__(self) -> int:
-        """Batches, as many as the task with the most has; 1 for none, as `Loader` says."""
-        return max(len(loader) for loader in self.loaders.values())
+        """Batches; 1 for none, as `Loader` says."""
+        return max(1, len(self.plan))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for batches in zip_longest(*self.loaders.values()):
-            found = zip(self.loaders, batches, strict=True)
-            yield _joined({name: [batch] for name, batch in found if batch is not None})
+        iterators = {name: iter(loader) for name, loader in self.loaders.items()}
+        for names in self.plan:
+            yield _joined({name: [next(iterators[name])] for name in names})
 
 
 class JointTrainLoader:

@@ -1,19 +1,43 @@
 """Data sets of several tasks, joined to one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
 
 from datamodules.base import BaseDataModule, default_workers
-from datamodules.joint_loader import JointLoader, JointTrainLoader
-from datamodules.loader import Loader
-from gmf_platform.distributed.order import BatchPlan
+from datamodules.classification import collate_images
+from datamodules.images import read_image
+from datamodules.joint_loader import JointLoader, JointTrainLoader, together
+from datamodules.transforms.common_size import CommonSize
+from gmf_platform.distributed.order import BatchPlan, SampleKey
 from gmf_platform.distributed.turns import Turns
 from gmf_platform.errors import UserError, keys_of_task
 
 __all__ = ["MultiTask"]
+
+
+class JointImages(Dataset[dict[str, Any]]):
+    """Image files at a size for all tasks; the id of a sample is its path.
+
+    Args:
+        paths: image files.
+        size: makes it.
+    """
+
+    def __init__(self, paths: Sequence[Path], size: CommonSize) -> None:
+        self.paths, self.common_size = paths, size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        """A sample: image uint8 (H, W, 3), id, size and original_size."""
+        image = read_image(self.paths[key.sample])
+        resized = self.common_size(image)
+        sizes = {"size": resized.shape[:2], "original_size": image.shape[:2]}
+        return {"id": str(self.paths[key.sample]), "image": resized} | sizes
 
 
 class MultiTask(BaseDataModule):
@@ -26,6 +50,9 @@ class MultiTask(BaseDataModule):
     Args:
         tasks: datamodules by the names that the tasks have in ``model.tasks``; null leaves out one
             of a config before. The seed of all of them is the one below.
+        joint_size: long and short side, pixels, that images are made to fit for all tasks at once,
+            as `predict` does it. Each side is a multiple of 32, so that nothing is padded.
+        joint_scores: `validate` and `test` score each task a second time, at the joint size.
         turns: one task a step, and how it is chosen (gmf_platform.distributed.turns); None: every
             step is of all tasks.
         num_workers: loading processes per device that tasks without a number of their own share;
@@ -40,6 +67,8 @@ class MultiTask(BaseDataModule):
         self,
         tasks: dict[str, BaseDataModule | None],
         *,
+        joint_size: tuple[int, int] = (1333, 800),
+        joint_scores: bool = True,
         turns: Turns | None = None,
         num_workers: int | None = None,
         seed: int = 0,
@@ -50,6 +79,7 @@ class MultiTask(BaseDataModule):
         batch = sum(data.global_batch_size for data in wanted.values())
         super().__init__("", global_batch_size=batch, num_workers=num_workers, seed=seed)
         self.tasks, self.turns = wanted, turns
+        self.joint_size, self.joint_scores = CommonSize(*joint_size), joint_scores
         workers = default_workers() if num_workers is None else num_workers
         for name, data in wanted.items():
             data.seed, data.part = seed, name
@@ -98,13 +128,26 @@ class MultiTask(BaseDataModule):
         """
         raise UserError("data: name one of data.tasks by a config of its own")
 
-    def predict_dataset(self, paths: Sequence[Path]) -> Dataset[Any]:
-        """Image files as the first task's evaluation has them."""
-        return next(iter(self.tasks.values())).predict_dataset(paths)
+    def predict_dataset(self, paths: Sequence[Path]) -> JointImages:
+        """Image files at the joint size."""
+        return JointImages(paths, self.joint_size)
 
     def collate(self, samples: list[Any], *, training: bool) -> dict[str, Any]:
         """Join samples of `predict_dataset`."""
-        return next(iter(self.tasks.values())).collate(samples, training=training)
+        return collate_images(samples)
+
+    def evaluations(self) -> Iterator[dict[str, Any]]:
+        """Each task at its own size; then, with ``joint_scores``, all at the joint one."""
+        yield {"size": "of each task"}
+        if not self.joint_scores:
+            return
+        for data in self.tasks.values():
+            data.common_size = self.joint_size
+        try:
+            yield {"size": f"{self.joint_size.long} x {self.joint_size.short}"}
+        finally:
+            for data in self.tasks.values():
+                data.common_size = None
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -165,16 +208,15 @@ class MultiTask(BaseDataModule):
             world_size: number of processes.
         """
         is_test = split == self.test_split
-        loaders = {}
+        splits = {name: x.test_split if is_test else split for name, x in self.tasks.items()}
+        groups, names = {}, {}
         for name, data in self.tasks.items():
             with keys_of_task(name):
-                own = data.test_split if is_test else split
-                loaders[name] = data.eval_loader(own, rank=rank, world_size=world_size)
-        return JointLoader(loaders)
-
-    def predict_loader(
-        self, paths: Sequence[Path], *, rank: int = 0, world_size: int = 1
-    ) -> Loader:
-        """Image files as the first task's evaluation has them."""
-        first = next(iter(self.tasks.values()))
-        return first.predict_loader(paths, rank=rank, world_size=world_size)
+                groups[name] = data.eval_groups(data.split(splits[name], training=False))
+                names[name] = data.image_names(splits[name])
+        own = together(groups, names)[rank::world_size]
+        loaders = {
+            name: data.loader_of(splits[name], [batch[name] for batch in own if name in batch])
+            for name, data in self.tasks.items()
+        }
+        return JointLoader(loaders, [list(batch) for batch in own])

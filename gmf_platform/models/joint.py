@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gmf_platform.errors import UserError
@@ -40,8 +41,8 @@ class JointModel(nn.Module):
         super().__init__()
         self.backbone, self.balancing = backbone, balancing
         self.names = list(models)
-        self._features: Sequence[Tensor] | None = None
-        self._reuses_features = False
+        self._seen: tuple[Tensor, Sequence[Tensor]] | None = None
+        self._shares_features = False
         for name, model in models.items():
             if not name.isidentifier() or hasattr(self, name):
                 raise UserError(
@@ -61,25 +62,25 @@ class JointModel(nn.Module):
         return self.get_submodule(part)(*args, **kwargs)
 
     @contextmanager
-    def features_reused(self) -> Iterator[None]:
-        """Run the backbone once for all calls inside, which must be of the same images.
+    def features_shared(self) -> Iterator[None]:
+        """Run the backbone once for calls inside that follow each other with the same images.
 
-        With statistics of each task the backbone is another one for each, and nothing is reused.
+        With statistics of each task the backbone is another one for each, and nothing is shared.
         """
-        self._reuses_features = not self._split_norms
+        self._shares_features = not self._split_norms
         try:
             yield
         finally:
-            self._reuses_features, self._features = False, None
+            self._shares_features, self._seen = False, None
 
     def features(self, images: Tensor) -> Sequence[Tensor]:
         """The backbone's feature maps of normalised images (B, 3, H, W)."""
-        if not self._reuses_features:
-            features: Sequence[Tensor] = self.backbone(images)
-            return features
-        if self._features is None:
-            self._features = self.backbone(images)
-        return self._features
+        if self._seen is not None and torch.equal(self._seen[0], images):
+            return self._seen[1]
+        features: Sequence[Tensor] = self.backbone(images)
+        if self._shares_features:
+            self._seen = images, features
+        return features
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the backbone in place; arguments are those of ``torch.compile``."""

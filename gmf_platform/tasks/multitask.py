@@ -297,10 +297,11 @@ class MultiTask(BaseTask):
 
     def update_scores(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Predict and count the batches of each task; returns what each task returns, in lists."""
-        return {
-            name: [self.task(name).update_scores(part) for part in parts]
-            for name, parts in batch["tasks"].items()
-        }
+        with self.model.features_shared():
+            return {
+                name: [self.task(name).update_scores(part) for part in parts]
+                for name, parts in batch["tasks"].items()
+            }
 
     def compute_scores(self) -> dict[str, float]:
         """The tasks' scores as ``TASK/NAME``, and ``score``, one number for all of them."""
@@ -332,7 +333,7 @@ class MultiTask(BaseTask):
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """What each task predicts of the same images, of which the backbone sees each once."""
-        with self.model.features_reused():
+        with self.model.features_shared():
             return {name: task.predict_step(batch, batch_idx) for name, task in self.parts()}
 
     def evaluation_settings(self) -> dict[str, Any]:
