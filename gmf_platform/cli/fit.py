@@ -133,8 +133,7 @@ def _begin_from(named: Path | None, last: Path | None) -> Path | None:
 
 
 def _load_initial(experiment: Any, options: Namespace) -> None:
-    if experiment.init_from is not None:
-        report = experiment.load(experiment.init_from, allow_partial=options.allow_partial)
+    for report in experiment.load_initial(allow_partial=options.allow_partial):
         log.info("%s", report)
 
 
