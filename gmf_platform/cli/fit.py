@@ -67,7 +67,8 @@ def run_name(arguments: Arguments) -> str:
         inside = full.is_relative_to(shipped)
         names.append("_".join(full.relative_to(shipped).parts) if inside else full.stem)
     for key, value in arguments.overrides:
-        if not canonical(key).startswith(_NOT_IN_NAMES):
+        plain = re.sub(r"^data\.tasks\.\w+\.", "data.", canonical(key))
+        if not plain.startswith(_NOT_IN_NAMES):
             names.append(f"{key.rpartition('.')[2]}={Path(value).name or value}")
     return re.sub(r"[^\w=.+-]+", "_", "-".join(names))[:120]
 
@@ -133,8 +134,7 @@ def _begin_from(named: Path | None, last: Path | None) -> Path | None:
 
 
 def _load_initial(experiment: Any, options: Namespace) -> None:
-    if experiment.init_from is not None:
-        report = experiment.load(experiment.init_from, allow_partial=options.allow_partial)
+    for report in experiment.load_initial(allow_partial=options.allow_partial):
         log.info("%s", report)
 
 

@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +65,9 @@ def advising_on_memory(experiment: "Experiment") -> Iterator[None]:
 
 def _memory_advice(experiment: "Experiment", said: str) -> str:
     trainer, data = experiment.trainer, experiment.datamodule
+    plans = data.plans(trainer.world_size)
+    if "" not in plans:
+        return _joint_memory_advice(plans, said)
     if trainer.state.fn != "fit":
         return (
             f"out of memory with {data.eval_batch_size} images per batch ({said})\n"
@@ -72,7 +75,7 @@ def _memory_advice(experiment: "Experiment", said: str) -> str:
             "  - smaller images: --data.scale, or windows: --config test/sliding\n"
             "  - on the CPU: --trainer.accelerator cpu"
         )
-    per_device = data.plan(trainer.world_size).per_device
+    per_device = plans[""].per_device
     smaller = max((n for n in range(1, per_device) if per_device % n == 0), default=0)
     lines = [f"out of memory with {per_device} images per device ({said})"]
     if smaller:
@@ -83,6 +86,15 @@ def _memory_advice(experiment: "Experiment", said: str) -> str:
     if not getattr(experiment.task.model.get_submodule("backbone"), "checkpointing", False):
         lines.append("  - less kept for backward: --model.backbone.checkpointing true")
     return "\n".join([*lines, "  - smaller crops or a smaller --model.backbone.variant"])
+
+
+def _joint_memory_advice(plans: Mapping[str, BatchPlan], said: str) -> str:
+    lines = [f"out of memory ({said})", "  - fewer of a task at once; the rest is accumulated:"]
+    for name, plan in plans.items():
+        lines.append(f"    --data.tasks.{name}.per_device_batch_size, now {plan.per_device}")
+    lines.append("  - fewer of a task at once in evaluation: --data.tasks.TASK.eval_batch_size 1")
+    lines.append("  - less kept for backward: --model.backbone.checkpointing true")
+    return "\n".join([*lines, "  - smaller images or a smaller --model.backbone.variant"])
 
 
 def norm_advice(norm: NormMode, plan: BatchPlan) -> str:

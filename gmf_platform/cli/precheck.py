@@ -49,11 +49,21 @@ def check_init_from(sources: Sources) -> None:
     Raises:
         UserError: the file is missing; the message says where to get it.
     """
-    path = sources.value("init_from")
-    if path is None or str(path) == NO_WEIGHTS or Path(str(path)).exists():
+    given = [e for e in sources.entries if e.key == "init_from" or e.key.startswith("init_from.")]
+    whole = bool(given) and given[-1].key == "init_from"  # what is said last counts
+    keys = dict.fromkeys(e.key for e in given if (e.key == "init_from") == whole)
+    for key in keys:
+        _check_weights(sources, key)
+
+
+def _check_weights(sources: Sources, key: str) -> None:
+    path = sources.value(key)
+    paths = list(path.values()) if isinstance(path, dict) else [path]
+    missing = [p for p in paths if not (p in (None, NO_WEIGHTS) or Path(str(p)).exists())]
+    if not missing:
         return
     raise UserError(
-        f"init_from: no file {path} ({sources.place('init_from')}).\n"
+        f"{key}: no file {missing[0]} ({sources.place(key)}).\n"
         "  - ImageNet weights: the authors' files are linked in the Model Zoo table of "
         "github.com/AILab-CVC/GroupMixFormer; save the one of your variant there, or name it "
         "with --init_from FILE\n"

@@ -26,6 +26,7 @@ __all__ = [
     "SkippedTensor",
     "check_resumable",
     "find_variant",
+    "load_part",
     "load_weights",
     "read_facts",
     "read_state_dict",
@@ -126,6 +127,32 @@ def load_weights(model: nn.Module, path: str | Path, *, allow_partial: bool = Fa
     model.load_state_dict(
         {target: found[name] for name, target in names.items() if fits[name]}, strict=False
     )
+    return report
+
+
+def load_part(
+    model: nn.Module, part: str, path: str | Path, *, allow_partial: bool = False
+) -> LoadReport:
+    """Load a part of a model of several tasks: the backbone, or the head of a task.
+
+    Args:
+        model: Filled in place.
+        part: ``backbone``, or the name of a task; its head has the names of a single task's.
+        path: See `read_state_dict`.
+        allow_partial: See `load_weights`.
+
+    Raises:
+        UserError: If there is no such part, or nothing in the file is for it; see `load_weights`.
+    """
+    parts = [name for name, child in model.named_children() if list(child.parameters())]
+    if part not in parts:
+        raise UserError(f"init_from.{part}: the model has no such part: {', '.join(parts)}")
+    target = model.get_submodule(part)
+    if part == "backbone":
+        target = nn.ModuleDict({part: target})
+    report = load_weights(target, path, allow_partial=allow_partial)
+    if not report.loaded:
+        raise UserError(f"init_from.{part}: {path} has nothing for it\n{report}")
     return report
 
 
