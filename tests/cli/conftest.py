@@ -77,6 +77,7 @@ def small_multitask(sample_imagenet, sample_coco, sample_ade20k, tmp_path_factor
         },
         "data": {
             "num_workers": 0,
+            "joint_size": [96, 64],
             "tasks": {
                 "cls": {"root": str(sample_imagenet), "global_batch_size": 4, "image_size": 64},
                 "det": {"root": str(sample_coco), "global_batch_size": 4, "scale": [96, 64]},

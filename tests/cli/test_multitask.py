@@ -86,12 +86,44 @@ def test_a_picture_of_each_task(whole):
 def test_validate_gives_what_fit_has_logged(whole, call, folder, scalars):
     result = call("validate", "--run", whole, cwd=folder)
     assert result.code == 0, result.err
-    line = json.loads(result.out.splitlines()[-1])
+    own, joint = (json.loads(line) for line in result.out.splitlines()[-2:])
     curves = scalars(whole)
-    best = line["step"] - 1
+    best = own["step"] - 1
     for name in ("val/score", "val/cls/top1", "val/det/box_ap", "val/seg/miou"):
-        assert line[name] == pytest.approx(dict(curves[name])[best], abs=1e-6)
+        assert own[name] == pytest.approx(dict(curves[name])[best], abs=1e-6)
     assert "det\nclass" in result.err
+    assert (own["size"], joint["size"]) == ("of each task", "96 x 64")
+    assert own.keys() == joint.keys()
+    kept = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [line["size"] for line in kept if line.get("verb") == "validate"][-2:] == [
+        own["size"],
+        joint["size"],
+    ]
+
+
+def test_predict_writes_what_each_task_says(whole, call, folder, sample_ade20k, tmp_path):
+    """And says what the task says alone, of the image at the joint size."""
+    images = sample_ade20k / "images" / "validation"
+    words = ("predict", "--run", whole, "--images", images, "--output", tmp_path / "out")
+    result = call(*words, cwd=folder)
+    assert result.code == 0, result.err
+    names = sorted(path.stem for path in images.iterdir())
+    written = {task: {path.name for path in (tmp_path / "out" / task).iterdir()} for task in TASKS}
+    overlays = {f"{name}_overlay.jpg" for name in names}
+    assert written["cls"] == overlays | {"predictions.csv", "classes.json"}
+    assert written["det"] == overlays | {"predictions.json", "classes.json"}
+    assert written["seg"] == overlays | {f"{name}.png" for name in names} | {"classes.json"}
+    legends = json.loads((tmp_path / "out" / "classes.json").read_text())
+    assert {task: len(legend) for task, legend in legends.items()} == {
+        "cls": 5,
+        "det": 5,
+        "seg": 8,
+    }
+    found = json.loads((tmp_path / "out" / "det" / "predictions.json").read_text())
+    assert {row["file_name"] for row in found} <= {str(images / f"{name}.jpg") for name in names}
+    again = call(*words, cwd=folder)
+    assert again.code == 2
+    assert "--overwrite" in again.err
 
 
 STOPPER = """
