@@ -108,7 +108,7 @@ class COCO(DetectionDataModule):
         super().setup(stage)
         trainer = self.trainer
         if stage == "fit" and self.whole and trainer is not None and trainer.is_global_zero:
-            write_list(Path(trainer.default_root_dir), self._validation_ids)
+            write_list(self.run_folder, self._validation_ids)
 
     def images(self, split: str) -> DetectionSplit:
         """All images of a split.

@@ -136,7 +136,7 @@ class DetectionDataModule(BaseDataModule):
         images = self.images(split)
         _refuse([*images.annotations.problems, *images.absent()])
         if not training:
-            return EvalDetections(images, self._eval_scales())
+            return EvalDetections(images, self._eval_scales(), common_size=self.common_size)
         images = self._for_training(images)
         order = self._order(images)
         opening = Opening(
@@ -178,11 +178,16 @@ class DetectionDataModule(BaseDataModule):
         assert isinstance(dataset, TrainDetections)
         return self._order(dataset.split)
 
+    def image_names(self, split: str) -> list[str]:
+        """See BaseDataModule."""
+        images = self.images(split)
+        return [images.path(index).stem for index in range(len(images))]
+
     def eval_groups(self, dataset: Dataset[Any]) -> list[list[int]]:
         """Images of like shape share a batch, so that little is padded; no file is opened."""
         assert isinstance(dataset, EvalDetections)
         step = self.eval_batch_size
-        if step == 1:
+        if step == 1 or self.common_size is not None:
             return super().eval_groups(dataset)
         heights, widths = dataset.split.sizes.T
         order = np.argsort(heights / widths, kind="stable").tolist()

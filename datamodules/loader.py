@@ -62,7 +62,7 @@ class Loader:
     def __init__(
         self,
         dataset: Dataset[Any],
-        batches: TrainBatches | EvalBatches,
+        batches: TrainBatches | EvalBatches | list[list[SampleKey]],
         *,
         collate: Collate,
         num_workers: int,

@@ -36,7 +36,7 @@ from gmf_platform.cli.precheck import NO_WEIGHTS
 from gmf_platform.cli.sources import Sources, canonical
 from gmf_platform.distributed.checkpoint_io import AtomicCheckpointIO
 from gmf_platform.errors import UserError
-from gmf_platform.models.weights import LoadReport, load_weights, read_facts
+from gmf_platform.models.weights import LoadReport, load_part, load_weights, read_facts
 from gmf_platform.tasks import BaseTask
 
 __all__ = ["Experiment", "is_first_process"]
@@ -84,7 +84,7 @@ class _Parser(LightningCLI):
     """LightningCLI that parses and builds task and data, and leaves the trainer to us."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--init_from", type=str | None, default=None)
+        parser.add_argument("--init_from", type=str | dict[str, str] | None, default=None)
         for key, callback in CALLBACKS.items():
             parser.add_lightning_class_args(callback, key)
         for part in ("model", "data"):
@@ -172,9 +172,27 @@ class Experiment:
 
     @property
     def init_from(self) -> Path | None:
-        """The weights to begin with; None from scratch."""
-        path = self.config.init_from
-        return None if path is None or path == NO_WEIGHTS else Path(path)
+        """The weights to begin with; None from scratch.
+
+        Raises:
+            UserError: they are named for single parts, which is for training.
+        """
+        parts = self.init_parts
+        if parts.keys() - {""}:
+            raise UserError(
+                "init_from: names weights of single parts, from which `fit` begins; name what it "
+                "has trained with --run or --ckpt_path"
+            )
+        return parts.get("")
+
+    @property
+    def init_parts(self) -> dict[str, Path]:
+        """The weights to begin with by the part of the model they are for; empty: for all of it."""
+        given = self.config.init_from
+        if given is None or given == NO_WEIGHTS:
+            return {}
+        named = {"": given} if isinstance(given, str) else dict(given)
+        return {part: Path(path) for part, path in named.items()}
 
     def build(self, run: Path, *, logger: Logger | None = None, quiet: bool = False) -> None:
         """Build data, task and trainer.
@@ -215,6 +233,19 @@ class Experiment:
     def load(self, path: Path, *, allow_partial: bool) -> LoadReport:
         """Read weights of any origin into the model, before any sharding."""
         return load_weights(self.task.model, path, allow_partial=allow_partial)
+
+    def load_initial(self, *, allow_partial: bool) -> list[LoadReport]:
+        """Read the weights to begin with.
+
+        Raises:
+            UserError: see `load`.
+        """
+        return [
+            load_part(self.task.model, part, path, allow_partial=allow_partial)
+            if part
+            else self.load(path, allow_partial=allow_partial)
+            for part, path in self.init_parts.items()
+        ]
 
     def take_classes(self, path: Path) -> None:
         """Take the class names from a checkpoint of ours: the data may not be at hand."""

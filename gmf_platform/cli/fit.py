@@ -67,7 +67,8 @@ def run_name(arguments: Arguments) -> str:
         inside = full.is_relative_to(shipped)
         names.append("_".join(full.relative_to(shipped).parts) if inside else full.stem)
     for key, value in arguments.overrides:
-        if not canonical(key).startswith(_NOT_IN_NAMES):
+        plain = re.sub(r"^data\.tasks\.\w+\.", "data.", canonical(key))
+        if not plain.startswith(_NOT_IN_NAMES):
             names.append(f"{key.rpartition('.')[2]}={Path(value).name or value}")
     return re.sub(r"[^\w=.+-]+", "_", "-".join(names))[:120]
 
@@ -133,8 +134,7 @@ def _begin_from(named: Path | None, last: Path | None) -> Path | None:
 
 
 def _load_initial(experiment: Any, options: Namespace) -> None:
-    if experiment.init_from is not None:
-        report = experiment.load(experiment.init_from, allow_partial=options.allow_partial)
+    for report in experiment.load_initial(allow_partial=options.allow_partial):
         log.info("%s", report)
 
 
@@ -193,31 +193,29 @@ def _summarise(experiment: Any) -> None:
     """Say what is about to be trained, and how."""
     from gmf_platform.cli.output import norm_advice
 
-    plan = experiment.datamodule.plan(experiment.trainer.world_size)
+    plans = experiment.datamodule.plans(experiment.trainer.world_size)
     trainer, task = experiment.trainer, experiment.task
     parameters = sum(p.numel() for p in task.model.parameters())
     log.info("model        %s, %.2f M parameters", type(task).__name__, parameters / 1e6)
-    log.info(
-        "data         %s, %d training images, %d classes",
-        experiment.datamodule.root,
-        len(experiment.datamodule.split("training")),
-        len(task.class_names),
-    )
-    log.info(
-        "batch        %d = %d per device x %d devices x %d accumulated",
-        plan.global_batch_size,
-        plan.per_device,
-        plan.world_size,
-        plan.accumulate,
-    )
+    log.info("data         %s", experiment.datamodule.describe())
+    for name, one in plans.items():
+        log.info(
+            "batch        %s%d = %d per device x %d devices x %d accumulated",
+            f"{name}: " if name else "",
+            one.global_batch_size,
+            one.per_device,
+            one.world_size,
+            one.accumulate,
+        )
     log.info("steps        %d, %s", trainer.max_steps, trainer.precision)
     if trainer.precision == "16-mixed":
         log.info("             the device has no bfloat16: float16, with the loss scaled")
     reference = task.lr_for_batch_size
-    factor = plan.global_batch_size / reference if reference else 1.0
+    factor = experiment.datamodule.global_batch_size / reference if reference else 1.0
     log.info("lr scaling   x %.4g (model.lr_for_batch_size: %s)", factor, reference)
-    if advice := norm_advice(task.norm, plan):
-        log.warning("%s", advice)
+    for advice in dict.fromkeys(norm_advice(task.norm, plan) for plan in plans.values()):
+        if advice:
+            log.warning("%s", advice)
 
 
 def _finish(experiment: Any, folder: RunDirectory) -> None:

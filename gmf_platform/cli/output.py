@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,13 +65,16 @@ def advising_on_memory(experiment: "Experiment") -> Iterator[None]:
 
 def _memory_advice(experiment: "Experiment", said: str) -> str:
     trainer, data = experiment.trainer, experiment.datamodule
+    plans = data.plans(trainer.world_size)
+    if "" not in plans:
+        return _joint_memory_advice(plans, said)
     if trainer.state.fn != "fit":
         count = 1 if trainer.state.fn == "predict" else data.eval_batch_size
         fewer = [f"fewer at once: --data.eval_batch_size {count // 2}"] if count > 1 else []
         last = "on the CPU: --trainer.accelerator cpu"
         advice = [*fewer, data.smaller_evaluation, last]
     else:
-        count = data.plan(trainer.world_size).per_device
+        count = plans[""].per_device
         last = "a smaller network: --model.backbone.variant"
         advice = [*_smaller_parts(count), *_less_kept(experiment), data.smaller_training, last]
     head = f"out of memory with {counted(count, 'image', 'images')} per device ({said})"
@@ -96,6 +99,15 @@ def _less_kept(experiment: "Experiment") -> list[str]:
     if any(used) or not used:
         return []
     return ["less kept for backward: --model.backbone.checkpointing true"]
+
+
+def _joint_memory_advice(plans: Mapping[str, BatchPlan], said: str) -> str:
+    lines = [f"out of memory ({said})", "  - fewer of a task at once; the rest is accumulated:"]
+    for name, plan in plans.items():
+        lines.append(f"    --data.tasks.{name}.per_device_batch_size, now {plan.per_device}")
+    lines.append("  - fewer of a task at once in evaluation: --data.tasks.TASK.eval_batch_size 1")
+    lines.append("  - less kept for backward: --model.backbone.checkpointing true")
+    return "\n".join([*lines, "  - smaller images or a smaller --model.backbone.variant"])
 
 
 def norm_advice(norm: NormMode, plan: BatchPlan) -> str:

@@ -76,6 +76,11 @@ class Sources:
         except OmegaConfBaseException:
             return None
 
+    def is_removed(self, key: str) -> bool:
+        """Whether a mapping was set to null behind all that was said of it."""
+        said = [e for e in self.entries if e.key == key or e.key.startswith(f"{key}.")]
+        return bool(said) and said[-1].key == key and not said[-1].mapping
+
     def place(self, key: str) -> str:
         """Where a key was last set; empty if nowhere."""
         return next((e.place for e in reversed(self.entries) if e.key == key), "")

@@ -83,7 +83,15 @@ class AveragedWeights:
 
     @torch.no_grad()
     def take_out(self, module: nn.Module) -> None:
-        """Give a module back the weights that `put_into` replaced; without one, do nothing."""
+        """Give a module back the weights that `put_into` replaced; without one, do nothing.
+
+        What its buffers have become meanwhile belongs to the average, as norm statistics that are
+        taken anew for it.
+        """
+        if self._weights:
+            kept = dict(module.named_buffers())
+            buffers = {name: tensor for name, tensor in kept.items() if name in self._averages}
+            _copy(buffers, self._averages)
         _copy(self._weights, _tensors(module))
         self._weights = {}
 
