@@ -5,11 +5,9 @@ import sys
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.environments import (
-    ClusterEnvironment,
-    LightningEnvironment,
-    SLURMEnvironment,
-)
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
 from gmf_platform.cluster.elastic import Launched, launched_by_torchrun
 from gmf_platform.cluster.slurm import SlurmJob, slurm_job
