@@ -12,8 +12,8 @@ done
 readonly SUCCESS=0 WRONG_INPUT=2 REQUEUE=75        # gmf_platform/errors.py
 readonly KILLED_BY_WARNING=$((128 + $(kill -l USR1))) # it came before Python could hear it
 
-warned=0 step="" next=""
-# Slurm warns this script, and srun passes it on to all processes.
+warned=${warned:-0} step="" next=""
+# Slurm warns this script, which passes it on to all processes.
 trap 'warned=1; [ -z "$step" ] || kill -USR1 "$step"' USR1
 
 # train ARGUMENTS: what train.sh, multitask.sh and sweep.sh do.

@@ -13,6 +13,7 @@
 #SBATCH --signal=B:USR1@300
 #SBATCH --requeue
 set -euo pipefail
+trap 'warned=1' USR1
 
 # sbatch runs a copy of this file; the original's place is known to Slurm.
 job=$(scontrol show job "$SLURM_JOB_ID")

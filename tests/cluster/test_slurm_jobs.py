@@ -70,7 +70,8 @@ class Desk:
 
     def output(self, job):
         """What the job's own file says."""
-        return next(iter(self.folder.glob(f"gmf-*-{job}.out"))).read_text()
+        files = list(self.folder.glob(f"gmf-*-{job}.out"))
+        return files[0].read_text() if files else ""
 
     def log(self, job, rank=0):
         """What a process said."""
@@ -174,11 +175,11 @@ def test_without_slurm(desk, same, call_processes, monkeypatch):
 
 def stop_somewhere(desk, job, trial):
     """Send the job Slurm's warning, by one of its ways; the first trials at fixed places."""
-    places = {0: "", 1: "step 2/", 2: "validating"}
-    desk.slurm.wait(job, "RUNNING")
+    places = {1: "step 2/", 2: "validating"}
+    desk.slurm.wait_until(lambda: "start 1" in desk.output(job))
     if trial in places:
         desk.wait_for(job, places[trial])
-    else:
+    elif trial > 0:
         time.sleep(random.Random(trial).uniform(0, 40))
     everyone = () if trial in (1, 2) else ("--batch",)  # to the processes, or to the script
     desk.slurm.call("scancel", *everyone, "--signal=USR1", job)
