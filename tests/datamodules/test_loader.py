@@ -1,8 +1,8 @@
 """Loaders: exact resuming, and a worker's errors as the user should see them."""
 
 import multiprocessing
-import os
 import signal
+import subprocess
 from itertools import islice
 
 import pytest
@@ -199,8 +199,8 @@ def test_workers_outlive_a_signal_to_the_whole_job(make_loader, whole_run, numbe
     loader = make_loader(workers=2)
     batches = iter(loader)
     seen = [next(batches), next(batches)]  # one of each: both have begun
-    for worker in multiprocessing.active_children():
-        os.kill(worker.pid, number)
+    workers = [str(worker.pid) for worker in multiprocessing.active_children()]
+    subprocess.run(["kill", f"-{number:d}", *workers], check=True)  # not their parent's doing
     assert same([*seen, *batches], whole_run) == STEPS
 
 
