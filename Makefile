@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 # Four figures: train and validation images, their side, and the seed of the drawing.
 SAMPLE := --train 200 --val 50 --size 128 --seed 0
 
-.PHONY: setup demo test slow lint bench clean
+.PHONY: setup demo test slow soak lint bench clean
 
 setup: $(VENV)/installed
 
@@ -31,6 +31,10 @@ test: setup
 
 slow: setup
 	$(RUN) -m pytest -m slow
+
+# Jobs on a real Slurm, stopped at 20 random moments.
+soak: setup
+	SOAK=1 $(RUN) -m pytest tests/cluster -m slow --durations=0
 
 lint: setup
 	$(VENV)/bin/ruff check .

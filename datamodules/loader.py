@@ -1,5 +1,8 @@
 """Loaders that resume in mid-epoch and hand a worker's errors to the user whole."""
 
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -44,6 +47,26 @@ def one_thread(worker: int) -> None:
     """Workers are the parallelism: threads inside each would fight for the same cores."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    _heed_parent_alone()
+
+
+def _heed_parent_alone() -> None:
+    """Let a worker live on when a cluster's signal to all processes of a job reaches it too.
+
+    The training process hears it as well, and needs its workers up to the next step's end.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    """Wait for the parent to end this process, as PyTorch does with workers that do not answer."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 class Loader:

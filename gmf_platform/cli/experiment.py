@@ -62,7 +62,8 @@ def _as_list(value: Any) -> list[Any]:
 
 def is_first_process() -> bool:
     """Whether this is the process that writes: also before the process group exists."""
-    ranks = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+    # Slurm numbers a process that was started alone too, and those it starts inherit that.
+    ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
     return next((rank for rank in ranks if rank is not None), "0") == "0"
 
 
@@ -132,7 +133,7 @@ class _Parser(LightningCLI):
 
     def build_trainer(self, built: Namespace, callbacks: list[Any], **settings: Any) -> Trainer:
         """Build the trainer from its keys, our callbacks and the settings that are ours."""
-        keys = as_launched(dict(built.trainer)) | settings
+        keys = as_launched(dict(built.trainer) | settings)
         keys["callbacks"] = [*_as_list(keys["callbacks"]), *callbacks]
         try:
             return Trainer(**keys)
@@ -338,6 +339,8 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`")
     # Our writer takes names from the batch, not from indices.
     warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
+    # A command that is started once inside a job says so itself.
+    warnings.filterwarnings("ignore", message="The `srun` command is available")
     # Frozen stages stay in evaluation mode.
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
     # Loader workers are a setting of ours, with a default from the CPUs.

@@ -12,6 +12,7 @@ from typing import Any
 
 from gmf_platform.cli.arguments import Arguments, VerbParser, parse_arguments, shipped_folder
 from gmf_platform.cli.precheck import check_checkpoint, check_data, check_init_from
+from gmf_platform.cli.restarts import Starts
 from gmf_platform.cli.run_directory import RunDirectory, config_differences, content_hash
 from gmf_platform.cli.sources import Sources, canonical
 from gmf_platform.cluster.elastic import launched_by_torchrun
@@ -22,7 +23,14 @@ __all__ = ["run", "run_name"]
 log = logging.getLogger(__name__)
 
 # How a run is carried out and watched, which a command may change when the run goes on.
-_NOT_IN_NAMES = ("trainer.", "data.num_workers", "data.per_device", "guard.", "watchdog.")
+_NOT_IN_NAMES = (
+    "trainer.",
+    "data.num_workers",
+    "data.per_device",
+    "guard.",
+    "watchdog.",
+    "checkpoint.max",
+)
 
 
 def run(verb: str, argv: Sequence[str]) -> int:
@@ -32,13 +40,16 @@ def run(verb: str, argv: Sequence[str]) -> int:
     check_data(sources)
     check_checkpoint(arguments.options.ckpt_path)
     folder = RunDirectory(arguments.options.runs / (arguments.options.name or run_name(arguments)))
+    starts = Starts(folder.path)
+    if starts.has_begun:
+        arguments.options.fresh = False  # the run before is set aside already
     resumes = arguments.options.ckpt_path or (folder.last.exists() and not arguments.options.fresh)
     _check_restarts(arguments.options)
     if not resumes:
         check_init_from(sources)
     if arguments.options.dry_run:
         return _dry_run(arguments)
-    return _train(arguments, folder)
+    return _train(arguments, folder, starts)
 
 
 def _parser() -> VerbParser:
@@ -73,7 +84,7 @@ def run_name(arguments: Arguments) -> str:
     return re.sub(r"[^\w=.+-]+", "_", "-".join(names))[:120]
 
 
-def _train(arguments: Arguments, folder: RunDirectory) -> int:
+def _train(arguments: Arguments, folder: RunDirectory, starts: Starts) -> int:
     from gmf_platform.callbacks import RunLogger
     from gmf_platform.cli.device import check_device
     from gmf_platform.cli.experiment import Experiment, is_first_process
@@ -91,7 +102,8 @@ def _train(arguments: Arguments, folder: RunDirectory) -> int:
             folder.acquire()
     try:
         last = None if options.fresh else _resume_from(folder, experiment)
-        ckpt_path = _begin_from(options.ckpt_path, last)
+        ckpt_path = _begin_from(options.ckpt_path, last, starts)
+        _count_start(starts, ckpt_path, experiment, first=first)
         experiment.build(folder.path, logger=RunLogger(folder.path))
         experiment.plan_training()
         done = folder.final_score(experiment.trainer.max_steps)
@@ -124,13 +136,24 @@ def _check_restarts(options: Namespace) -> None:
         )
 
 
-def _begin_from(named: Path | None, last: Path | None) -> Path | None:
+def _begin_from(named: Path | None, last: Path | None, starts: Starts) -> Path | None:
     """The checkpoint named, but not once more after a restart."""
     launched = launched_by_torchrun()
-    if named and last and launched is not None and launched.restarts:
+    may_be_restart = starts.has_begun or (launched is not None and launched.restarts)
+    if named and last and may_be_restart:
         log.warning("the run goes on from %s, not from --ckpt_path: it may be a restart", last)
         return last
     return named or last
+
+
+def _count_start(starts: Starts, ckpt_path: Path | None, experiment: Any, *, first: bool) -> None:
+    """Note where this start of the job begins, and end the job if it has begun there too often."""
+    from gmf_platform.models.weights import read_facts
+
+    step = int(read_facts(ckpt_path).get("global_step", 0)) if ckpt_path else 0
+    if first:
+        starts.add(step)
+    starts.check_progress(step, most=experiment.config.checkpoint.max_idle_restarts)
 
 
 def _load_initial(experiment: Any, options: Namespace) -> None:

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from importlib import import_module
 
 from gmf_platform import __version__
-from gmf_platform.cluster.signals import install_handlers
+from gmf_platform.cluster.signals import install_handlers, requested_signal
 from gmf_platform.errors import ExitCode, UserError
 
 __all__ = ["VERBS", "main"]
@@ -75,9 +75,11 @@ def _run(verb: str, arguments: Sequence[str]) -> int:
         near = get_close_matches(verb, VERBS, n=1)
         hint = f"; did you mean {near[0]}?" if near else "."
         raise UserError(f"no verb {verb!r}{hint} The verbs are: {', '.join(VERBS)}")
-    if verb == "fit" and "--dry-run" not in arguments:
+    if verb in ("fit", "preflight") and "--dry-run" not in arguments:
         install_handlers()  # before the slow imports: a cluster's signal may come that early
     module = {"validate": "evaluate", "test": "evaluate"}.get(verb, verb.replace("-", "_"))
     run = import_module(f"gmf_platform.cli.{module}").run
     code: int = run(verb, arguments)
+    if verb == "preflight" and requested_signal():
+        return ExitCode.REQUEUE  # what it asked to stop is the job that would begin now
     return code

@@ -38,6 +38,7 @@ _MAY_DIFFER = (
     "trainer.num_sanity_val_steps",
     "trainer.default_root_dir",
     "checkpoint.every_n_steps",
+    "checkpoint.max_idle_restarts",
     "throughput",
     "pictures",
     "guard",
