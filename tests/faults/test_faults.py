@@ -6,11 +6,9 @@ where it must, and comes to the undisturbed run's curve and weights, value by va
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 import pytest
-from conftest import is_as
-
-RUN_FOLDER_IS_FULL = r"error: .*No space left on device"
 
 
 @dataclass(frozen=True)
@@ -19,11 +17,11 @@ class Fault:
 
     Attributes:
         name: what the table calls it.
-        harm: for the saboteur, see there.
+        harm: see saboteur.py.
         codes: exit codes of the ranks; None for one that is killed or leaves at once.
         says: what is said of it, a regular expression.
         goes_on_at: the step that the run must go on from after it; 0: it begins anew.
-        under: strategy.
+        under: strategy; two processes, one with ``one``.
         words: more of the command line.
         disk: what the folder of the runs is on.
     """
@@ -33,57 +31,72 @@ class Fault:
     codes: tuple
     says: str
     goes_on_at: int
-    under: str = "ddp"
+    under: Literal["one", "ddp", "fsdp", "zero2"] = "ddp"
     words: tuple = ()
-    disk: str = "plain"
+    disk: Literal["plain", "small", "mounted"] = "plain"
 
     def __str__(self):
-        return re.sub(r"[^\w]+", "-", self.name)
+        return re.sub(r"\W+", "-", self.name)
 
 
-IS_DEAD = r"rank 1 \(process \d+ on \S+\) is dead; it was last at: "
-ALL_ALONE = r"^step \d+/12"  # the killed cannot say more than they had
-STOPPED = "{}: saved at step {}; the same command goes on from there".format
+DEAD = r"rank {} \(process \d+ on \S+\) is dead; it was last at: {}"
+FULL = r"error: \S*{} cannot be written: No space left on device; make room there"
+READ_ONLY = r"error: \S*{} cannot be written: Read-only file system; have it mounted for writing"
+WORKERS = ("--data.num_workers", "1")
+SILENT = r"model        SegmentationTask"  # who is killed says nothing of it
 
 
-def killed(ranks, place, step, at, *, under="ddp"):
-    who = {"1": "one rank", "0": "the first rank", "0,1": "all ranks"}[ranks]
-    codes = tuple(None if str(rank) in ranks else 1 for rank in range(2))
-    says = {"1": IS_DEAD, "0": IS_DEAD.replace("1", "0", 1), "0,1": "run          runs/a"}[ranks]
-    name = f"kill -9 of {who}, {place}, {under}"
-    return Fault(name, f"kill {ranks} {place} {step}", codes, says, at, under=under)
+def stopped(signal, step):
+    return f"{signal}: saved at step {step}; the same command goes on from there"
 
 
-KILLS = [
-    killed("1", "training", 7, 5),
-    killed("1", "validation", 10, 10),
-    killed("1", "saving", 8, 5),
-    killed("0", "writing", 8, 5),
-    killed("0,1", "training", 2, 0),
-    killed("0,1", "training", 7, 5),
-    killed("0,1", "validation", 12, 12),
-    killed("0,1", "saving", 8, 5),
-    killed("1", "writing", 8, 5, under="fsdp"),
-    killed("0,1", "writing", 8, 5, under="fsdp"),
-    killed("0", "writing", 10, 8, under="zero2"),
-]
+FAULTS = [
+    Fault("kill -9 of one rank in training", "kill 1 training 7", (1, None), DEAD.format(1, "waiting for a batch"), 5),
+    Fault("kill -9 of one rank in validation", "kill 1 validation 10", (1, None), DEAD.format(1, "validation"), 10),
+    Fault("kill -9 of one rank in saving", "kill 1 saving 8", (1, None), DEAD.format(1, "waiting"), 8),
+    Fault("kill -9 of the rank that writes", "kill 0 writing 8", (None, 1), DEAD.format(0, "saving"), 5),
+    Fault("kill -9 of all before anything is saved", "kill 0,1 training 2", (None, None), SILENT, 0),
+    Fault("kill -9 of all in training", "kill 0,1 training 7", (None, None), SILENT, 5),
+    Fault("kill -9 of all in validation", "kill 0,1 validation 12", (None, None), SILENT, 12),
+    Fault("kill -9 of all in saving", "kill 0,1 saving 8;kill 0 writing 8", (None, None), SILENT, 5),
+    Fault("kill -9 of one rank that writes, shards of FSDP", "kill 1 writing 8", (1, None), DEAD.format(1, "saving"), 5, under="fsdp"),
+    Fault("kill -9 of all that write, shards of FSDP", "kill 0,1 writing 8", (None, None), SILENT, 5, under="fsdp"),
+    Fault("kill -9 of one rank that writes, shards of ZeRO-2", "kill 0 writing 8", (None, 1), DEAD.format(0, "saving"), 5, under="zero2"),
+    Fault("SIGTERM to one rank in training", "SIGTERM 1 training 7", (75, 75), stopped("SIGTERM", 8), 8),
+    Fault("SIGUSR1 to one rank in validation", "SIGUSR1 0 validation 10", (75, 75), stopped("SIGUSR1", 11), 11),
+    Fault("SIGINT to all", "SIGINT 0,1 training 7", (75, 75), stopped("SIGINT", 8), 8),
+    Fault("SIGTERM to one rank in saving", "SIGTERM 1 saving 8", (75, 75), stopped("SIGTERM", 9), 9),
+    Fault("SIGTERM, and SIGUSR1 while it saves", "SIGTERM 1 training 7;SIGUSR1 0,1 saving 8", (75, 75), stopped("SIGTERM", 8), 8),
+    Fault("SIGINT twice, to all", "SIGINT 0,1 training 7;SIGINT 0,1 training 7", (1, 1), SILENT, 5),
+    Fault("the disk is full", "fill 0 training 7", (2, 1), FULL.format(""), 5, disk="small"),
+    Fault("too little disk for a checkpoint", "nearly_fill 0 training 7", (2, 1), FULL.format("last.ckpt"), 5, disk="small"),
+    Fault("too little disk for shards of FSDP", "nearly_fill 0 training 7", (2, 2), FULL.format(""), 5, under="fsdp", disk="small"),
+    Fault("too little disk for shards of ZeRO-2", "nearly_fill 0 training 7", (2, 1), FULL.format(""), 5, under="zero2", disk="small"),
+    Fault("run folder read-only while training", "make_read_only 0 training 7", (2, 1), READ_ONLY.format(""), 5, disk="mounted"),
+    Fault("data file removed", "remove_file 0 training 4", (2, 1), r"error: \S+\.jpg: there is no such file", 5),
+    Fault("data file truncated", "truncate_file 0 training 4", (2, 1), r"error: \S+\.jpg: is cut off", 5),
+    Fault("data file replaced by a web page", "replace_file 0 training 4", (2, 1), r"error: \S+\.jpg: is not an image: it starts with b'<html>", 5),
+    Fault("data file removed, with loader workers", "remove_file 0 training 4", (2, 1), r"error: \S+\.jpg: there is no such file", 5, words=WORKERS),
+    Fault("loader worker killed", "kill_worker 1 training 7", (1, 2), r"error: a process that loads data has died \(DataLoader worker", 5, words=WORKERS),
+    Fault("NaN in one rank's batch", "nan 1 training 7", (4, 4), r"step 8 of 12: the loss is not finite", 5),
+    Fault("a rank sleeps past the timeout", "sleep 1 training 7", (None, None), r"rank 1 \(.*\) is behind, for \d+ s", 5),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("fault", KILLS, ids=str)
-def test_kill(fault, job, undisturbed, mount, record_property):
-    check(fault, job, undisturbed, mount, record_property)
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+def test_fault(fault, run, disk, mend, undisturbed, record_fault, monkeypatch):
+    harmed_run = run(fault.under, *fault.words)
+    disk(fault.disk)
+    monkeypatch.setenv("HARM", fault.harm)
+    life = harmed_run.start()
+    assert life.codes == fault.codes, life.said
+    assert re.search(fault.says, life.said), life.said
+    assert "Logging error" not in life.said
 
-
-def check(fault, job, undisturbed, mount, record_property):
-    harmed_run = job(fault.under, *fault.words)
-    harmed = harmed_run.start(fault.harm)
-    assert tuple(harmed.codes) == fault.codes, harmed.said
-    assert re.search(fault.says, harmed.said), harmed.said
+    mend()
     resumed = harmed_run.start()
-    assert resumed.codes == [0] * harmed_run.processes, resumed.said
-    if fault.goes_on_at:
-        assert f"going on at step {fault.goes_on_at} of 12" in resumed.said
-    else:
-        assert "going on" not in resumed.said
-    record_property("fault", {"fault": fault.name, **harmed_run.seconds(harmed, resumed)})
-    is_as(harmed_run.outcome(), undisturbed(fault.under))
+    assert set(resumed.codes) == {0}, resumed.said
+    at = f"going on at step {fault.goes_on_at} of 12" if fault.goes_on_at else "run          runs/a"
+    assert at in resumed.said
+    record_fault(fault.name, **harmed_run.seconds(life, resumed))
+    harmed_run.outcome().assert_is(undisturbed(fault.under))
