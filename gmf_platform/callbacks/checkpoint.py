@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from gmf_platform.callbacks.logger import RunLogger
+from gmf_platform.callbacks.throughput import log_interval
 from gmf_platform.cluster.signals import keep_handlers, requested_signal
 from gmf_platform.distributed.checkpoint_io import keep_as, save_checkpoint
 from gmf_platform.errors import ExitCode, UserError
@@ -100,6 +101,7 @@ class RunCheckpoint(Checkpoint):
             trainer.should_stop = True  # makes Lightning validate the last step, whatever it is
         signal = _agreed_signal(trainer)
         if signal or step % self.every_n_steps == 0 or self._validation_due(trainer):
+            _log_step(trainer)
             self.save_last(trainer)
             self._leaving = signal
 
@@ -196,6 +198,20 @@ def _agreed_signal(trainer: Trainer) -> Signals | None:
         return signal
     anyone: bool = trainer.strategy.reduce_boolean_decision(signal is not None, all=False)
     return (signal or Signals.SIGTERM) if anyone else None
+
+
+def _log_step(trainer: Trainer) -> None:
+    """Log the step's losses, which Lightning does after this: a run that dies in between loses them.
+
+    What is saved is not done again, and so not logged again.
+    """
+    if trainer.global_step % log_interval(trainer):
+        return
+    losses = {k: float(v) for k, v in trainer.logged_metrics.items() if k.startswith("train/")}
+    for logger in trainer.loggers:
+        if isinstance(logger, RunLogger):
+            logger.log_metrics(losses, step=trainer.global_step - 1)
+            logger.save()
 
 
 def _validate(trainer: Trainer) -> None:

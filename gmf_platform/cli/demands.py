@@ -14,9 +14,7 @@ from gmf_platform.cli.run_directory import RunDirectory
 
 __all__ = ["batch_bytes", "batch_tensors", "checkpoint_bytes", "seconds_left", "trained_bytes"]
 
-_PROGRESS = re.compile(
-    r"step \d+/\d+  .*  left (?:(\d+) days?, )?(\d+):(\d+):(\d+)$", re.MULTILINE
-)
+_PROGRESS = re.compile(r"step \d+/\d+  .*  left (?:(\d+) days?, )?(\d+):(\d+):(\d+)$", re.MULTILINE)
 
 
 def trained_bytes(experiment: Experiment) -> int:

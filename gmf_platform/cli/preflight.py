@@ -278,8 +278,9 @@ def _all_reduce(
     on_gpus = all(f.gpu for f in facts)
     device = torch.device("cuda", _device_index(meeting)) if on_gpus else torch.device("cpu")
     backend = "nccl" if on_gpus else "gloo"
-    is_built = experiment is not None and hasattr(experiment, "task")  # by the first alone
-    own = trained_bytes(experiment) if is_built else _MOST_BYTES
+    own = _MOST_BYTES
+    if experiment is not None and meeting.place.rank == 0:  # who has built the model
+        own = trained_bytes(experiment)
     size = min(_MOST_BYTES, meeting.gather("gradients", own)[0])
     problem, seconds = None, 0.0
     try:

@@ -48,13 +48,17 @@ def own_place() -> Place:
     """The place that torchrun or srun has given to this process."""
     of = os.environ
     if "TORCHELASTIC_RUN_ID" in of:
-        numbers = (int(of[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-        return Place(*numbers, launcher="by torchrun")
+        return _place("RANK", "WORLD_SIZE", "LOCAL_RANK", launcher="by torchrun")
     in_step = int(of.get("SLURM_STEP_ID", _SPECIAL_STEPS)) < _SPECIAL_STEPS
     if in_step and int(of.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
-        return Place(*(int(of[name]) for name in names), launcher="by srun")
+        names = "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"
+        return _place(*names, launcher="by srun")
     return Place()
+
+
+def _place(rank: str, world_size: str, local_rank: str, *, launcher: str) -> Place:
+    numbers = [int(os.environ[name]) for name in (rank, world_size, local_rank)]
+    return Place(numbers[0], numbers[1], numbers[2], launcher)
 
 
 class Meeting:
@@ -136,7 +140,7 @@ def _store(place: Place, seconds: float) -> Any:
 def _address() -> tuple[str, int]:
     if "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
         return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    from lightning.fabric.plugins.environments import SLURMEnvironment
+    from lightning.pytorch.plugins.environments import SLURMEnvironment
 
     slurm = SLURMEnvironment(auto_requeue=False)
     return slurm.main_address, slurm.main_port

@@ -75,7 +75,7 @@ class Facts:
     workers: int = 0
     shared_memory: int = 0
     open_files: int = 0
-    problems: Mapping[str, str] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
 
 
 def table(rows: Iterable[Row]) -> str:

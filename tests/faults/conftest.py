@@ -160,8 +160,8 @@ def mend(sample_ade20k, tmp_path, monkeypatch):
 
     def put_right():
         monkeypatch.delenv("HARM", raising=False)
-        (tmp_path / "runs" / "filler").unlink(missing_ok=True)
         harmed.make_writable(tmp_path / "runs")
+        (tmp_path / "runs" / "filler").unlink(missing_ok=True)
         shutil.copytree(sample_ade20k, tmp_path / "data", dirs_exist_ok=True)
 
     return put_right

@@ -120,12 +120,6 @@ def read_scalars(folder):
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}
 
 
-def damage_places(path):
-    """The file of a checkpoint that is one, or the largest of its shards."""
-    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
-    return max(files, key=lambda file: file.stat().st_size)
-
-
 def mount(folder, *options):
     """Mount something on a folder; gives what the system says if it does not."""
     words = ["mount", *map(str, options), str(folder)]
