@@ -170,7 +170,7 @@ def check_all_reduce(facts: Sequence[Facts], *, backend: str, size: int, seconds
     count, nodes = len(facts), len({f.host for f in facts})
     # What each process sends in a ring: the "bus bandwidth" of nccl-tests (doc/PERFORMANCE.md).
     speed = size * 2 * (count - 1) / count / seconds if seconds else 0.0
-    said = f"{count} processes on {nodes} nodes, {backend}: {_size(size)} in {1e3 * seconds:.0f} ms"
+    said = f"{count} processes on {nodes} nodes, {backend}: {_size(size)} in {1e3 * seconds:.1f} ms"
     return check_problems(facts, "all-reduce", f"{said}, {_size(speed)}/s")
 
 

@@ -38,6 +38,7 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("round", range(rounds))
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m looks at marks
 def pytest_collection_modifyitems(config, items):
     ours = [item for item in items if item.path.parent == harmed.CONFIG.parent]
     for item in ours:
@@ -54,18 +55,18 @@ def pytest_terminal_summary(terminalreporter):
     tries = defaultdict(list)
     for outcome in ("passed", "failed"):
         for report in terminalreporter.getreports(outcome):
-            known = dict(report.user_properties)
-            if "fault" in known and report.when == "call":
-                tries[known["fault"]].append((outcome == "passed", known["seconds"]))
+            for name, value in report.user_properties if report.when == "call" else ():
+                if name == "fault":
+                    tries[value["name"]].append(value | {"ok": outcome == "passed"})
     if not tries:
         return
     terminalreporter.section("faults")
     terminalreporter.write_line("| fault | as expected | all ended | caught up |")
     terminalreporter.write_line("|---|---|---|---|")
     for fault, found in tries.items():
-        good = f"{sum(ok for ok, _ in found)} of {len(found)}"
-        times = [_range([times.get(key) for _, times in found]) for key in ("ended", "caught up")]
-        terminalreporter.write_line(f"| {fault} | {good} | {times[0]} | {times[1]} |")
+        good = f"{sum(each['ok'] for each in found)} of {len(found)}"
+        ended, caught_up = (_range([each[key] for each in found]) for key in ("ended", "caught_up"))
+        terminalreporter.write_line(f"| {fault} | {good} | {ended} | {caught_up} |")
 
 
 def _range(seconds):
@@ -78,11 +79,10 @@ def _range(seconds):
 
 @pytest.fixture
 def record_fault(record_property):
-    """Put a fault into the table: ``record_fault(name, seconds)``, at once by its name alone."""
+    """Put a try into the table, with seconds from the harm to the end, and to catching up."""
 
-    def record(name, **seconds):
-        record_property("fault", name)
-        record_property("seconds", seconds)
+    def record(name, ended=None, caught_up=None):
+        record_property("fault", {"name": name, "ended": ended, "caught_up": caught_up})
 
     return record
 

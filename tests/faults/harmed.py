@@ -96,7 +96,7 @@ class Run:
         beyond = [at for at, step in after if int(step) > furthest] or [resumed.ended]
         return {
             "ended": None if struck is None else harmed.ended - struck,
-            "caught up": beyond[0] - resumed.began,
+            "caught_up": beyond[0] - resumed.began,
         }
 
     def outcome(self, curves=None):

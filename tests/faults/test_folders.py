@@ -24,7 +24,7 @@ def stopped(run, monkeypatch):
 
 def cut_off(path, share):
     """Leave a share of a checkpoint's file, or of its largest shard."""
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    files = [file for file in (path, *path.rglob("*")) if file.is_file()]
     file = max(files, key=lambda file: file.stat().st_size)
     # A hard link of the same bytes must not be cut off with it.
     shutil.copy(file, file.with_name("copy"))
@@ -46,7 +46,7 @@ def test_cut_off(under, tries, stopped, undisturbed, record_fault, tmp_path):
         assert set(resumed.codes) == {0}, resumed.said
         assert "the run goes on from the one before" in resumed.said
         assert "going on at step 8 of 12" in resumed.said
-        record_fault(name, **{"caught up": resumed.ended - resumed.began})
+        record_fault(name, caught_up=resumed.ended - resumed.began)
         harmed_run.outcome().assert_is(undisturbed(under))
 
 
