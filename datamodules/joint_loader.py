@@ -61,16 +61,16 @@ class JointLoader:
     """
 
     def __init__(self, loaders: Mapping[str, Loader], plan: Sequence[Collection[str]]) -> None:
-        self.loaders, self.plan = dict(loaders), plan
+        self.loaders, self.batches = dict(loaders), plan
         self._iterator: _AllWorkers | None = _AllWorkers(list(self.loaders.values()))
 
     def __len__(self) -> int:
         """Batches; 1 for none, as `Loader` says."""
-        return max(1, len(self.plan))
+        return max(1, len(self.batches))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         iterators = {name: iter(loader) for name, loader in self.loaders.items()}
-        for names in self.plan:
+        for names in self.batches:
             yield _joined({name: [next(iterators[name])] for name in names})
 
 

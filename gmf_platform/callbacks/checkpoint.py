@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
 from gmf_platform.callbacks.logger import RunLogger
+from gmf_platform.callbacks.throughput import log_interval
 from gmf_platform.cluster.signals import are_handled, keep_handlers, requested_signal
 from gmf_platform.distributed.checkpoint_io import keep_as, save_checkpoint
 from gmf_platform.errors import ExitCode, UserError
@@ -113,6 +114,7 @@ class RunCheckpoint(Checkpoint):
             trainer.should_stop = True  # makes Lightning validate the last step, whatever it is
         signal = _agreed_signal(trainer)
         if signal or step % self.every_n_steps == 0 or self._validation_due(trainer):
+            _log_step(trainer)
             self.save_last(trainer)
             self._leaving = signal
 
@@ -248,6 +250,20 @@ def _common_batches(trainer: Trainer) -> list[int]:
     counts = torch.tensor(own, dtype=torch.int64, device=trainer.strategy.root_device)
     dist.all_reduce(counts, op=dist.ReduceOp.MIN)
     return [int(number) for number in counts]
+
+
+def _log_step(trainer: Trainer) -> None:
+    """Log the step's losses, which Lightning does after this: a run that dies in between loses them.
+
+    What is saved is not done again, and so not logged again.
+    """
+    if trainer.global_step % log_interval(trainer):
+        return
+    losses = {k: float(v) for k, v in trainer.logged_metrics.items() if k.startswith("train/")}
+    for logger in trainer.loggers:
+        if isinstance(logger, RunLogger):
+            logger.log_metrics(losses, step=trainer.global_step - 1)
+            logger.save()
 
 
 def _validate(trainer: Trainer) -> None:

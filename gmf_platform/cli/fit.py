@@ -18,7 +18,7 @@ from gmf_platform.cli.sources import Sources, canonical
 from gmf_platform.cluster.elastic import launched_by_torchrun
 from gmf_platform.errors import ExitCode, UserError
 
-__all__ = ["run", "run_name"]
+__all__ = ["fit_parser", "run", "run_name"]
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,8 @@ _NOT_IN_NAMES = (
 
 def run(verb: str, argv: Sequence[str]) -> int:
     """Run the verb; see ``fit --help``."""
-    arguments = parse_arguments(_parser(), argv)
+    parser = fit_parser(verb, "Train. The same command again goes on with the run.")
+    arguments = parse_arguments(parser, argv)
     sources = Sources(arguments)
     check_data(sources)
     check_checkpoint(arguments.options.ckpt_path)
@@ -52,8 +53,9 @@ def run(verb: str, argv: Sequence[str]) -> int:
     return _train(arguments, folder, starts)
 
 
-def _parser() -> VerbParser:
-    parser = VerbParser("fit", "Train. The same command again goes on with the run.")
+def fit_parser(verb: str, description: str) -> VerbParser:
+    """What `fit` understands, which others take too, so that they can be given its command line."""
+    parser = VerbParser(verb, description)
     parser.add_argument("--name", help="of the run; default: the configs and what was overridden")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
     parser.add_argument(

@@ -3,6 +3,7 @@
 Nothing here imports torch, so that ``--help`` and wrong input answer at once.
 """
 
+import errno
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -16,6 +17,7 @@ __all__ = ["VERBS", "main"]
 
 VERBS = {
     "fit": "train; the same command again goes on with the run",
+    "preflight": "look at all that a run needs, on each process of a job, before it begins",
     "validate": "score a checkpoint on the validation split",
     "test": "score a checkpoint on the test split",
     "predict": "write predictions for image files",
@@ -36,6 +38,13 @@ _USAGE = """usage: python -m gmf_platform VERB [--config FILE ...] [--KEY VALUE 
   python -m gmf_platform validate --run runs/seg_ade20k
   python -m gmf_platform VERB --help
 """
+
+_OF_THE_DISK = {
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room there, or have your quota raised",
+    errno.EROFS: "have it mounted for writing, or give another folder",
+}
+"""What to do about a disk that takes nothing; it can be found out at any place that writes."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,9 +69,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return ExitCode.WRONG_INPUT
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK:
+            raise
+        print(f"error: {_about_disk(error)}", file=sys.stderr)
+        return ExitCode.WRONG_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return ExitCode.FAILED
+
+
+def _about_disk(error: OSError) -> str:
+    where = "a file" if error.filename is None else error.filename
+    return (
+        f"{where} cannot be written: {error.strerror}; {_OF_THE_DISK[error.errno or 0]}. What was "
+        "saved before is as it was, and the same command goes on from there"
+    )
 
 
 def _usage() -> str:

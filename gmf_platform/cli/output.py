@@ -1,6 +1,7 @@
 """Where a verb's words go: the console, the run's log.txt, and the advice in errors."""
 
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -50,7 +51,7 @@ def log_to(file: Path | None) -> None:
 
 @contextmanager
 def advising_on_memory(experiment: "Experiment") -> Iterator[None]:
-    """Turn a full device into advice on what to change.
+    """Turn a full device, or a loading process that was killed, into advice on what to change.
 
     Raises:
         UserError: the memory was not enough.
@@ -61,6 +62,24 @@ def advising_on_memory(experiment: "Experiment") -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise UserError(_memory_advice(experiment, str(error).splitlines()[0])) from None
+    except RuntimeError as error:
+        # torch raises it from a signal's handler, at any place.
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise UserError(_worker_advice(experiment, str(error).splitlines()[0])) from None
+
+
+def _worker_advice(experiment: "Experiment", said: str) -> str:
+    lines = [f"a process that loads data has died ({said})"]
+    if "Bus error" in said:  # what a full shared memory looks like
+        shared = shutil.disk_usage("/dev/shm")
+        size = f"{shared.free / 2**30:.1f} of {shared.total / 2**30:.1f} GiB are free"
+        lines.append(f"  - /dev/shm is too small: {size}; docker has --shm-size")
+    count = experiment.datamodule.num_workers
+    lines.append(f"  - memory may have run out: fewer than {count}, with --data.num_workers")
+    if experiment.trainer.state.fn == "fit":
+        lines.append("  - the same command goes on from the last checkpoint")
+    return "\n".join(lines)
 
 
 def _memory_advice(experiment: "Experiment", said: str) -> str:
