@@ -47,9 +47,8 @@ class MultiTask(BaseDataModule):
         wanted = {name: data for name, data in tasks.items() if data is not None}
         if not wanted:
             raise UserError("data.tasks is empty: name a datamodule for each of model.tasks")
-        batch = sum(data.global_batch_size for data in wanted.values())
-        super().__init__("", global_batch_size=batch, num_workers=num_workers, seed=seed)
         self.tasks, self.turns = wanted, turns
+        super().__init__("", global_batch_size=0, num_workers=num_workers, seed=seed)
         workers = default_workers() if num_workers is None else num_workers
         for name, data in wanted.items():
             data.seed, data.part = seed, name
@@ -62,6 +61,16 @@ class MultiTask(BaseDataModule):
         return [
             f"{name}/{label}" for name, data in self.tasks.items() for label in data.class_names
         ]
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples per optimiser step, of all tasks together; with turns on average."""
+        shares = self.shares()
+        return round(sum(x.global_batch_size * shares[name] for name, x in self.tasks.items()))
+
+    @global_batch_size.setter
+    def global_batch_size(self, value: int) -> None:
+        """The tasks have their own."""
 
     @property
     def test_split(self) -> str:

@@ -336,6 +336,8 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
     # Lightning 2.6 calls what torch 2.13 deprecated.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`")
+    # Joint training makes its gradients itself, but not under DeepSpeed.
+    warnings.filterwarnings("ignore", message="You have overridden the `LightningModule.backward`")
     # Our writer takes names from the batch, not from indices.
     warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
     # Frozen stages stay in evaluation mode.

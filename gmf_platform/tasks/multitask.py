@@ -195,7 +195,7 @@ class MultiTask(BaseTask):
             self.trainer, self.model, self.model.backbone
         )
         balancing, last = self.balancing, list(tasks)[-1]
-        passes.begin(apart=len(tasks) > 1 and (balancing.surgery or self.is_logged()))
+        passes.begin(apart=balancing.surgery or self.is_logged())
         total = torch.zeros((), device=self.device)
         for name, loss, ends_task in self._weighed(tasks, plain):
             passes.backward(loss, ends_task=ends_task, ends_step=ends_task and name == last)

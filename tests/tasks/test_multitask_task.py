@@ -120,6 +120,20 @@ def test_gradient_surgery_on_the_backbone_alone():
     assert trainer.logged["train/cosine/cls_more"] == pytest.approx(float(cosine), abs=1e-3)
 
 
+def test_a_scaled_loss_scales_gradients_and_not_what_is_logged():
+    task, plain, batch = made(), made(), batch_of()
+    with attached(task, logged=True) as trainer:
+        task.training_step(batch, 0)
+        expected = dict(trainer.logged)
+    with attached(plain, logged=True) as trainer:
+        trainer.precision_plugin.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        plain.training_step(batch, 0)
+        assert trainer.logged == pytest.approx(expected, rel=1e-3)
+    for name, gradient in gradients(task).items():
+        scaled = gradients(plain)[name]
+        torch.testing.assert_close(scaled, 1024 * gradient, rtol=1e-3, atol=1e-3, msg=name)
+
+
 class Held:
     """Bytes that autograd holds for backward passes, and the most at a time."""
 
