@@ -83,13 +83,16 @@ def test_a_picture_of_each_task(whole):
     assert names == {f"validation_{task}.png" for task in TASKS}
 
 
-def test_validate_gives_what_fit_has_logged(whole, call, folder, scalars):
-    result = call("validate", "--run", whole, cwd=folder)
+@pytest.mark.parametrize("average", ["null", "0.5"])
+def test_validate_gives_what_fit_has_logged(average, fitted, call, folder, scalars):
+    """With the statistics that fit took anew, of the weights or of their moving average."""
+    run = fitted("whole") if average == "null" else fitted("averaged", "--average.decay", average)
+    result = call("validate", "--run", run, cwd=folder)
     assert result.code == 0, result.err
     line = json.loads(result.out.splitlines()[-1])
-    curves = scalars(whole)
+    curves = scalars(run)
     best = line["step"] - 1
-    for name in ("val/score", "val/cls/top1", "val/det/box_ap", "val/seg/miou"):
+    for name in ("val/score", "val/cls/top1", "val/cls/loss", "val/seg/miou"):
         assert line[name] == pytest.approx(dict(curves[name])[best], abs=1e-6)
     assert "det\nclass" in result.err
 
