@@ -24,8 +24,8 @@ class MultiTask(BaseDataModule):
     rest is accumulated for that task. A class of a task is called ``TASK/CLASS`` here.
 
     Args:
-        tasks: datamodules by the names that the tasks have in ``model.tasks``; null leaves out one
-            of a config before. The seed of all of them is the one below.
+        tasks: datamodules by the names that the tasks have in ``model.tasks``. The seed of all of
+            them is the one below.
         turns: one task a step, and how it is chosen (gmf_platform.distributed.turns); None: every
             step is of all tasks.
         num_workers: loading processes per device that tasks without a number of their own share;
@@ -38,22 +38,21 @@ class MultiTask(BaseDataModule):
 
     def __init__(
         self,
-        tasks: dict[str, BaseDataModule | None],
+        tasks: dict[str, BaseDataModule],
         *,
         turns: Turns | None = None,
         num_workers: int | None = None,
         seed: int = 0,
     ) -> None:
-        wanted = {name: data for name, data in tasks.items() if data is not None}
-        if not wanted:
+        if not tasks:
             raise UserError("data.tasks is empty: name a datamodule for each of model.tasks")
-        self.tasks, self.turns = wanted, turns
+        self.tasks, self.turns = tasks, turns
         super().__init__("", global_batch_size=0, num_workers=num_workers, seed=seed)
         workers = default_workers() if num_workers is None else num_workers
-        for name, data in wanted.items():
+        for name, data in tasks.items():
             data.seed, data.part = seed, name
             if data.num_workers_given is None:
-                data.num_workers = -(-workers // len(wanted))
+                data.num_workers = -(-workers // len(tasks))
 
     @property
     def class_names(self) -> Sequence[str]:

@@ -356,6 +356,9 @@ def _short(message: str, sources: Sources) -> str:
     place = sources.place(key) or "config"
     if keys and wanted and given:
         return f"{place}: {key}: expected {' or '.join(dict.fromkeys(wanted))}, not {given[0]!r}"
+    refused = re.search(r"Option '(\w+)' is not accepted", message)
+    if refused:
+        return f"{place}: {key}: {refused[1]!r} is no key here"
     innermost = re.split(r'Parser key "[\w.]+":', message)[-1].strip(" -\n").splitlines()
     said = " ".join(
         line.strip(" -") for line in innermost[: 2 if innermost[0].endswith(":") else 1]

@@ -34,8 +34,7 @@ class MultiTask(BaseTask):
     Args:
         class_names: ``TASK/CLASS``, of each task in label order; the data gives them.
         backbone: with ``channels`` and ``strides``, images -> feature maps.
-        tasks: single tasks by the names that their data has in ``data.tasks``, without a backbone;
-            null leaves out one of a config before.
+        tasks: single tasks by the names that their data has in ``data.tasks``, without a backbone.
         balancing: makes what weighs the tasks, from their names.
         frozen_tasks: whose heads are not trained.
         norm_statistics: running statistics of the backbone's norms: ``shared`` ones, taken anew
@@ -56,7 +55,7 @@ class MultiTask(BaseTask):
         class_names: Sequence[str],
         *,
         backbone: nn.Module,
-        tasks: dict[str, TaskFactory | None],
+        tasks: dict[str, TaskFactory],
         balancing: BalancingFactory = FixedWeights,
         frozen_tasks: list[str] | None = None,
         norm_statistics: Literal["shared", "per_task"] = "shared",
@@ -66,9 +65,8 @@ class MultiTask(BaseTask):
     ) -> None:
         super().__init__(class_names, **training)
         self.norm_statistics, self.statistics_batches = norm_statistics, statistics_batches
-        wanted = {name: task for name, task in tasks.items() if task is not None}
-        self.single_task = None if single_task is None else read_scores(single_task, wanted)
-        self.build_model(backbone, wanted, balancing)
+        self.single_task = None if single_task is None else read_scores(single_task, tasks)
+        self.build_model(backbone, tasks, balancing)
         self.freeze_heads(frozen_tasks or [])
         self._passes: JointBackward | None = None
         self._latest: dict[str, Tensor | float] = {}
