@@ -48,8 +48,8 @@ class MultiTask(BaseDataModule):
     rest is accumulated for that task. A class of a task is called ``TASK/CLASS`` here.
 
     Args:
-        tasks: datamodules by the names that the tasks have in ``model.tasks``; null leaves out one
-            of a config before. The seed of all of them is the one below.
+        tasks: datamodules by the names that the tasks have in ``model.tasks``. The seed of all of
+            them is the one below.
         joint_size: long and short side, pixels, that images are made to fit for all tasks at once,
             as `predict` does it. Each side is a multiple of 32, so that nothing is padded.
         joint_scores: `validate` and `test` score each task a second time, at the joint size.
@@ -65,7 +65,7 @@ class MultiTask(BaseDataModule):
 
     def __init__(
         self,
-        tasks: dict[str, BaseDataModule | None],
+        tasks: dict[str, BaseDataModule],
         *,
         joint_size: tuple[int, int] = (1333, 800),
         joint_scores: bool = True,
@@ -73,18 +73,16 @@ class MultiTask(BaseDataModule):
         num_workers: int | None = None,
         seed: int = 0,
     ) -> None:
-        wanted = {name: data for name, data in tasks.items() if data is not None}
-        if not wanted:
+        if not tasks:
             raise UserError("data.tasks is empty: name a datamodule for each of model.tasks")
-        batch = sum(data.global_batch_size for data in wanted.values())
-        super().__init__("", global_batch_size=batch, num_workers=num_workers, seed=seed)
-        self.tasks, self.turns = wanted, turns
+        self.tasks, self.turns = tasks, turns
         self.joint_size, self.joint_scores = CommonSize(*joint_size), joint_scores
+        super().__init__("", global_batch_size=0, num_workers=num_workers, seed=seed)
         workers = default_workers() if num_workers is None else num_workers
-        for name, data in wanted.items():
+        for name, data in tasks.items():
             data.seed, data.part = seed, name
             if data.num_workers_given is None:
-                data.num_workers = -(-workers // len(wanted))
+                data.num_workers = -(-workers // len(tasks))
 
     @property
     def class_names(self) -> Sequence[str]:
@@ -92,6 +90,16 @@ class MultiTask(BaseDataModule):
         return [
             f"{name}/{label}" for name, data in self.tasks.items() for label in data.class_names
         ]
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples per optimiser step, of all tasks together; with turns on average."""
+        shares = self.shares()
+        return round(sum(x.global_batch_size * shares[name] for name, x in self.tasks.items()))
+
+    @global_batch_size.setter
+    def global_batch_size(self, value: int) -> None:
+        """The tasks have their own."""
 
     @property
     def test_split(self) -> str:

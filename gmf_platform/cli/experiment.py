@@ -337,6 +337,8 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
     # Lightning 2.6 calls what torch 2.13 deprecated.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`")
+    # Joint training makes its gradients itself, but not under DeepSpeed.
+    warnings.filterwarnings("ignore", message="You have overridden the `LightningModule.backward`")
     # Our writer takes names from the batch, not from indices.
     warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
     # A command that is started once inside a job says so itself.
@@ -357,6 +359,9 @@ def _short(message: str, sources: Sources) -> str:
     place = sources.place(key) or "config"
     if keys and wanted and given:
         return f"{place}: {key}: expected {' or '.join(dict.fromkeys(wanted))}, not {given[0]!r}"
+    refused = re.search(r"Option '(\w+)' is not accepted", message)
+    if refused:
+        return f"{place}: {key}: {refused[1]!r} is no key here"
     innermost = re.split(r'Parser key "[\w.]+":', message)[-1].strip(" -\n").splitlines()
     said = " ".join(
         line.strip(" -") for line in innermost[: 2 if innermost[0].endswith(":") else 1]

@@ -238,9 +238,9 @@ def _summarise(experiment: Any) -> None:
     reference = task.lr_for_batch_size
     factor = experiment.datamodule.global_batch_size / reference if reference else 1.0
     log.info("lr scaling   x %.4g (model.lr_for_batch_size: %s)", factor, reference)
-    for advice in dict.fromkeys(norm_advice(task.norm, plan) for plan in plans.values()):
-        if advice:
-            log.warning("%s", advice)
+    for name, plan in plans.items():
+        if advice := norm_advice(task.norm, plan, data=f"data.tasks.{name}" if name else "data"):
+            log.warning("%s%s", f"{name}: " if name else "", advice)
 
 
 def _finish(experiment: Any, folder: RunDirectory) -> None:

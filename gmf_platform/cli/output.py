@@ -129,12 +129,13 @@ def _joint_memory_advice(plans: Mapping[str, BatchPlan], said: str) -> str:
     return "\n".join([*lines, "  - smaller images or a smaller --model.backbone.variant"])
 
 
-def norm_advice(norm: NormMode, plan: BatchPlan) -> str:
+def norm_advice(norm: NormMode, plan: BatchPlan, *, data: str = "data") -> str:
     """A warning where batch norms see too few samples at a time; empty where they don't.
 
     Args:
         norm: mode of the backbone's batch norms.
         plan: per-device batch and devices; accumulated parts are normalised each by itself.
+        data: the key that the batch is under.
     """
     seen = plan.per_device * (plan.world_size if norm == "sync" else 1)
     if seen >= _LEAST_FOR_NORM:
@@ -144,7 +145,7 @@ def norm_advice(norm: NormMode, plan: BatchPlan) -> str:
     advice = (
         f"batch norms see {seen} samples at a time, and of fewer than {_LEAST_FOR_NORM} their "
         "statistics are poor, however many are accumulated\n"
-        "  - more at once: --data.per_device_batch_size, with --model.backbone.checkpointing true "
+        f"  - more at once: --{data}.per_device_batch_size, with --model.backbone.checkpointing true "
         "where memory is short\n"
         "  - or the pretrained statistics, left as they are: --model.norm frozen"
     )

@@ -1,5 +1,6 @@
 """Checks of paths that answer before torch is imported."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from datamodules.layouts import CHECKS, LAYOUTS, UNDIVIDED, check_root
@@ -58,7 +59,7 @@ def check_init_from(sources: Sources) -> None:
 
 def _check_weights(sources: Sources, key: str) -> None:
     path = sources.value(key)
-    paths = list(path.values()) if isinstance(path, dict) else [path]
+    paths = list(path.values()) if isinstance(path, Mapping) else [path]
     missing = [p for p in paths if not (p in (None, NO_WEIGHTS) or Path(str(p)).exists())]
     if not missing:
         return

@@ -1,4 +1,4 @@
-"""Overlays of joint training: a task that an overlay does not name stays as it is."""
+"""Overlays of joint training: a task that one does not name stays; one that is null goes."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -18,14 +18,14 @@ def is_removal(key: str, value: str) -> bool:
 def overlaid(configs: Sequence[Path], removed: Sequence[str] = ()) -> list[str]:
     """Config files as the parser takes them: names, or the text of those that had to be changed.
 
-    The parser merges what two files say of a task, but drops tasks that the later one leaves out.
-    They are put into it, empty. On its command line it takes no null for one.
+    The parser merges what two files say of a task, and drops the tasks that the later one leaves
+    out. Those are put into it, empty, and the ones that are null are taken out of it.
 
     Args:
         configs: existing files, the later ones win.
         removed: keys of tasks that are set to null behind all files.
     """
-    known: dict[str, dict[str, Any]] = {}
+    known: dict[str, list[str]] = {}
     words = []
     for path in configs:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -40,14 +40,14 @@ def overlaid(configs: Sequence[Path], removed: Sequence[str] = ()) -> list[str]:
     return words
 
 
-def _completed(content: dict[str, Any], known: dict[str, dict[str, Any]]) -> bool:
-    """Add the tasks known from before to a config, and to those known its own; whether any were."""
+def _completed(content: Any, known: dict[str, list[str]]) -> bool:
+    """Give a config all tasks that there are after it, and remember them; whether it changed."""
     changed = False
     for part, holder in _holders(content):
-        before, tasks = known.get(part, {}), holder["tasks"]
-        changed = changed or not before.keys() <= tasks.keys()
-        holder["tasks"] = before | tasks
-        known[part] = {name: None if x is None else {} for name, x in holder["tasks"].items()}
+        before: dict[str, Any] = {name: {} for name in known.get(part, [])}
+        tasks = {k: task for k, task in (before | holder["tasks"]).items() if task is not None}
+        changed = changed or tasks.keys() != holder["tasks"].keys()
+        holder["tasks"], known[part] = tasks, list(tasks)
     return changed
 
 

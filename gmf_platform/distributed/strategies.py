@@ -26,6 +26,9 @@ __all__ = ["DDP", "FSDP", "ZeRO", "saves_folders"]
 
 log = logging.getLogger(__name__)
 
+_NO_MODULE = -1
+"""DeepSpeed numbers modules from 0."""
+
 
 class DDP(DDPStrategy):
     """A whole model in each process; gradients are averaged.
@@ -175,6 +178,7 @@ class ZeRO(DeepSpeedStrategy):
             process_group_backend=process_group_backend,
         )
         self.autocast, self.offloads_optimizer = autocast, offload_optimizer
+        self._gathered: list[Any] = []
 
     @property
     def parallel_devices(self) -> list[torch.device] | None:
@@ -196,6 +200,36 @@ class ZeRO(DeepSpeedStrategy):
             super(DeepSpeedStrategy, self).setup_environment()
         else:
             super().setup_environment()
+
+    def on_validation_start(self) -> None:
+        """Gather all parameters: processes may hold unequal numbers of evaluation batches.
+
+        DeepSpeed lets go of no parameter that a module is using; here one does that there is not.
+        """
+        if not self.zero_stage_3:
+            return
+        assert self.lightning_module is not None
+        held: list[Any] = [p for p in self.lightning_module.parameters() if hasattr(p, "ds_id")]
+        self._gathered = [p for p in held if p.ds_status.name == "NOT_AVAILABLE"]
+        if self._gathered:
+            self._gathered[0].all_gather(self._gathered)
+        for parameter in held:
+            parameter.ds_active_sub_modules.add(_NO_MODULE)
+
+    def on_validation_end(self) -> None:
+        """Let go of those that were not there before."""
+        if not self.zero_stage_3:
+            return
+        assert self.lightning_module is not None
+        held: list[Any] = [p for p in self.lightning_module.parameters() if hasattr(p, "ds_id")]
+        for parameter in held:
+            parameter.ds_active_sub_modules.discard(_NO_MODULE)
+        for parameter in self._gathered:
+            parameter.partition()
+        self._gathered = []
+
+    on_test_start = on_predict_start = on_validation_start
+    on_test_end = on_predict_end = on_validation_end
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> Any:
         """As Lightning's; a checkpoint of another number of processes is converted first.

@@ -114,4 +114,6 @@ class Part:
         return self._joint(self._name, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # of a copy that is being made, or none of a model's own
+            raise AttributeError(name)
         return getattr(self._joint.get_submodule(self._name), name)

@@ -1,49 +1,24 @@
 """Several tasks on one backbone, each with its own head, data and scores."""
 
-import json
-from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
-from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from gmf_platform.distributed import ZeRO
 from gmf_platform.distributed.joint_backward import JointBackward
 from gmf_platform.errors import UserError, keys_of_task
 from gmf_platform.evaluation.drawing import Compared
+from gmf_platform.evaluation.relative_gain import read_scores, relative_gain
 from gmf_platform.models.joint import JointModel, Part
-from gmf_platform.models.norm import NormMode, statistics_estimated
-from gmf_platform.optim import Schedule
+from gmf_platform.models.norm import statistics_estimated
 from gmf_platform.optim.balancing import Balancing, BalancingFactory, FixedWeights
 from gmf_platform.tasks.base import BaseTask
+from gmf_platform.tasks.parts import TaskFactory, check_partners, classes_by_task
 
-__all__ = ["MultiTask", "TaskFactory"]
-
-
-class TaskFactory(Protocol):
-    """Makes a task on a backbone that is not its own; what is trained how is not its affair."""
-
-    def __call__(
-        self,
-        class_names: Sequence[str],
-        *,
-        backbone: nn.Module,
-        optimizer: OptimizerCallable = ...,
-        schedule: Schedule | None = None,
-        lr_for_batch_size: int | None = None,
-        decay_norms_and_biases: bool = False,
-        layer_decay: float | None = None,
-        lr_factors: dict[str, float] | None = None,
-        frozen_stages: int = 0,
-        norm: NormMode = "sync",
-        compile: bool = False,
-        seed: int = 0,
-    ) -> BaseTask:
-        """Make it."""
+__all__ = ["MultiTask"]
 
 
 class MultiTask(BaseTask):
@@ -59,8 +34,7 @@ class MultiTask(BaseTask):
     Args:
         class_names: ``TASK/CLASS``, of each task in label order; the data gives them.
         backbone: with ``channels`` and ``strides``, images -> feature maps.
-        tasks: single tasks by the names that their data has in ``data.tasks``, without a backbone;
-            null leaves out one of a config before.
+        tasks: single tasks by the names that their data has in ``data.tasks``, without a backbone.
         balancing: makes what weighs the tasks, from their names.
         frozen_tasks: whose heads are not trained.
         norm_statistics: running statistics of the backbone's norms: ``shared`` ones, taken anew
@@ -81,7 +55,7 @@ class MultiTask(BaseTask):
         class_names: Sequence[str],
         *,
         backbone: nn.Module,
-        tasks: dict[str, TaskFactory | None],
+        tasks: dict[str, TaskFactory],
         balancing: BalancingFactory = FixedWeights,
         frozen_tasks: list[str] | None = None,
         norm_statistics: Literal["shared", "per_task"] = "shared",
@@ -91,9 +65,8 @@ class MultiTask(BaseTask):
     ) -> None:
         super().__init__(class_names, **training)
         self.norm_statistics, self.statistics_batches = norm_statistics, statistics_batches
-        self.single_task = None if single_task is None else read_scores(single_task)
-        wanted = {name: task for name, task in tasks.items() if task is not None}
-        self.build_model(backbone, wanted, balancing)
+        self.single_task = None if single_task is None else read_scores(single_task, tasks)
+        self.build_model(backbone, tasks, balancing)
         self.freeze_heads(frozen_tasks or [])
         self._passes: JointBackward | None = None
         self._latest: dict[str, Tensor | float] = {}
@@ -109,8 +82,8 @@ class MultiTask(BaseTask):
         Raises:
             UserError: a task without data, or data without a task.
         """
-        classes = _by_task(self.class_names)
-        _check_partners(tasks.keys(), classes.keys())
+        classes = classes_by_task(self.class_names)
+        check_partners(tasks.keys(), classes.keys())
         made: dict[str, BaseTask] = {}
         for name, factory in tasks.items():
             with keys_of_task(name):
@@ -195,7 +168,7 @@ class MultiTask(BaseTask):
             self.trainer, self.model, self.model.backbone
         )
         balancing, last = self.balancing, list(tasks)[-1]
-        passes.begin(apart=len(tasks) > 1 and (balancing.surgery or self.is_logged()))
+        passes.begin(apart=balancing.surgery or self.is_logged())
         total = torch.zeros((), device=self.device)
         for name, loss, ends_task in self._weighed(tasks, plain):
             passes.backward(loss, ends_task=ends_task, ends_step=ends_task and name == last)
@@ -370,66 +343,3 @@ class MultiTask(BaseTask):
         super().on_load_checkpoint(checkpoint)
         latest = checkpoint.get("gmf_platform", {}).get("latest", {})
         self._latest = {name: torch.tensor(x, device=self.device) for name, x in latest.items()}
-
-
-def read_scores(given: dict[str, float] | str) -> dict[str, float]:
-    """Scores of single-task training, from a config or from the json file that it names.
-
-    Raises:
-        UserError: the file cannot be read, or a score is not a positive number.
-    """
-    scores: Any = given
-    if isinstance(given, str):
-        try:
-            scores = json.loads(Path(given).read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"model.single_task: {given}: cannot be read: {error}") from None
-    for name, value in scores.items():
-        if not isinstance(value, int | float) or not value > 0:
-            raise UserError(
-                f"model.single_task: {name}: {value!r} is no score above 0 to compare with"
-            )
-    return dict(scores)
-
-
-def relative_gain(scores: Mapping[str, float], single: Mapping[str, float]) -> float:
-    """How much better tasks are together than each alone, as a mean of relative gains.
-
-    Delta_m of K.-K. Maninis et al., Attentive Single-Tasking of Multiple Tasks (CVPR 2019, arXiv
-    1904.08918): 0.01 is one per cent better. Of a loss, less is better. Several scores of a task
-    count as one, by their mean.
-
-    Args:
-        scores: ``TASK/NAME`` -> value.
-        single: the same of single-task training, of at least one score of each task.
-    """
-    gains: dict[str, list[float]] = defaultdict(list)
-    for name, alone in single.items():
-        sign = -1 if name.endswith("loss") else 1
-        gains[name.partition("/")[0]].append(sign * (scores[name] - alone) / alone)
-    means = [sum(values) / len(values) for values in gains.values()]
-    return sum(means) / len(means)
-
-
-def _by_task(class_names: Sequence[str]) -> dict[str, list[str]]:
-    """``TASK/CLASS`` -> the classes of each task."""
-    classes: dict[str, list[str]] = defaultdict(list)
-    for name in class_names:
-        task, _, label = name.partition("/")
-        classes[task].append(label)
-    return classes
-
-
-def _check_partners(tasks: Collection[str], data: Collection[str]) -> None:
-    for name in tasks:
-        if name not in data:
-            raise UserError(
-                f"model.tasks.{name}: has no data: add data.tasks.{name}, or leave the task out; "
-                f"there is data for {', '.join(data)}"
-            )
-    for name in data:
-        if name not in tasks:
-            raise UserError(
-                f"data.tasks.{name}: nothing is trained on it: add model.tasks.{name}, or leave "
-                f"the data out; the tasks are {', '.join(tasks)}"
-            )

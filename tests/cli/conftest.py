@@ -72,6 +72,7 @@ def small_multitask(sample_imagenet, sample_coco, sample_ade20k, tmp_path_factor
                     "auxiliary_head": {"channels": 16, "dropout": 0.0},
                 },
             },
+            "statistics_batches": 4,
             "optimizer": {"lr": 1e-3},
             "schedule": {"warmup_steps": 2},
         },

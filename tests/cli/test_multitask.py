@@ -83,18 +83,21 @@ def test_a_picture_of_each_task(whole):
     assert names == {f"validation_{task}.png" for task in TASKS}
 
 
-def test_validate_gives_what_fit_has_logged(whole, call, folder, scalars):
-    result = call("validate", "--run", whole, cwd=folder)
+@pytest.mark.parametrize("average", ["null", "0.5"])
+def test_validate_gives_what_fit_has_logged(average, fitted, call, folder, scalars):
+    """With the statistics that fit took anew, of the weights or of their moving average."""
+    run = fitted("whole") if average == "null" else fitted("averaged", "--average.decay", average)
+    result = call("validate", "--run", run, cwd=folder)
     assert result.code == 0, result.err
     own, joint = (json.loads(line) for line in result.out.splitlines()[-2:])
-    curves = scalars(whole)
+    curves = scalars(run)
     best = own["step"] - 1
-    for name in ("val/score", "val/cls/top1", "val/det/box_ap", "val/seg/miou"):
+    for name in ("val/score", "val/cls/top1", "val/cls/loss", "val/seg/miou"):
         assert own[name] == pytest.approx(dict(curves[name])[best], abs=1e-6)
     assert "det\nclass" in result.err
     assert (own["size"], joint["size"]) == ("of each task", "96 x 64")
     assert own.keys() == joint.keys()
-    kept = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    kept = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["size"] for line in kept if line.get("verb") == "validate"][-2:] == [
         own["size"],
         joint["size"],
@@ -196,7 +199,7 @@ def test_the_subset_and_the_roots_are_for_the_command_line(small, call, folder, 
         ),
         (("--data.tasks.seg.root", "nowhere"), "the folder nowhere does not exist"),
         (("--data.tasks.seg.crop", "3"), "data.tasks.seg.crop: ADE20K has no 'crop'"),
-        (("--model.tasks.seg.norm", "train"), "model.tasks.seg.norm"),
+        (("--model.tasks.seg.norm", "train"), "'norm' is no key here"),
         (("--model.frozen_tasks", "[sky]"), "model.frozen_tasks: there is no task sky"),
     ],
 )
@@ -204,3 +207,74 @@ def test_what_cannot_be_trained_is_refused(words, said, small, gmf):
     result = gmf("fit", *small, *words)
     assert result.code == 2
     assert said in result.err
+
+
+def test_several_tasks_of_one_kind(small, call, folder):
+    """A second segmentation set; its classes, scores and curves are its own."""
+    (folder / "more.yaml").write_text(MORE)
+    result = call("fit", *small, "--config", "more.yaml", "--name", "more", cwd=folder)
+    assert result.code == 0, result.err
+    score = torch.load(folder / "runs/more/checkpoints/last.ckpt", weights_only=True)
+    names = score["gmf_platform"]["class_names"]
+    assert [n for n in names if n.startswith("again/")] == [
+        n.replace("seg/", "again/") for n in names if n.startswith("seg/")
+    ]
+    assert "val/again/miou" in result.out
+    assert "det" not in {name.split(".")[1] for name in score["state_dict"]}
+
+
+MORE = """
+model:
+  tasks:
+    cls: null
+    det: null
+    again:
+      class_path: gmf_platform.tasks.SegmentationTask
+      init_args:
+        decode_head:
+          class_path: gmf_platform.models.heads.SemanticFPN
+          init_args: {channels: 16}
+  balancing:
+    class_path: gmf_platform.optim.balancing.FixedWeights
+    init_args:
+      weights: {seg: 2.0}
+data:
+  tasks:
+    cls: null
+    det: null
+    again:
+      class_path: datamodules.ADE20K
+      init_args:
+        root: ${data.init_args.tasks.seg.init_args.root}
+        global_batch_size: 2
+        crop_size: 64
+        scale: [256, 64]
+trainer:
+  max_steps: 2
+"""
+
+
+def test_a_task_is_named_once(small, folder, gmf):
+    (folder / "twice.yaml").write_text("data:\n  tasks:\n    seg: {root: a}\n    seg: {root: b}\n")
+    result = gmf("fit", *small, "--config", folder / "twice.yaml")
+    assert result.code == 2
+    assert "twice.yaml:4: data.tasks.seg is there already, in line 3" in result.err
+
+
+def test_parts_begin_from_single_tasks(small, trained, call, folder):
+    """The backbone and a head, from a segmentation run; other heads are new."""
+    parts = f"{{backbone: {trained.best}, seg: {trained.best}}}"
+    line = ("fit", *small, "--name", "warm", "--init_from", parts)
+    result = call(*line, "--model.optimizer.lr", "0.0", "--trainer.max_steps", "1", cwd=folder)
+    assert result.code == 0, result.err
+    own = read_state_dict(folder / "runs" / "warm" / "checkpoints" / "last.ckpt")
+    single = read_state_dict(trained.best)
+    same = ("backbone.groupmixformer_backbone", "decode_head", "auxiliary_head")
+    checked = [n for n in single if n.startswith(same) and n.endswith("weight")]
+    assert len(checked) > 20
+    for name in checked:
+        joint = name if name.startswith("backbone") else f"seg.{name}"
+        assert torch.equal(own[joint], single[name]), name
+    missing = call("fit", *small, "--name", "gone", "--init_from", "{seg: gone.pth}", cwd=folder)
+    assert missing.code == 2
+    assert "init_from: no file gone.pth" in missing.err

@@ -124,6 +124,7 @@ def test_lengths():
     assert joined().steps_per_epoch() == 3.5  # of b: 7 by 2
     assert joined(turns=RoundRobin()).steps_per_epoch() == 7
     assert joined().global_batch_size == 6
+    assert joined(turns=RoundRobin()).global_batch_size == 3
     assert joined().class_names == ["a/even", "a/odd", "b/even", "b/odd"]
 
 

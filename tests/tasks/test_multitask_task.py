@@ -15,7 +15,6 @@ from gmf_platform.models.norm import BatchNorm, statistics_estimated
 from gmf_platform.models.weights import load_part, load_weights
 from gmf_platform.optim.balancing import FixedWeights, PCGrad
 from gmf_platform.tasks import ClassificationTask, MultiTask, SegmentationTask
-from gmf_platform.tasks.multitask import read_scores, relative_gain
 
 SMALL = {"embedding_dims": (10, 10, 20, 20), "depths": (1, 1, 1, 1), "mlp_ratios": (2,) * 4}
 CLASSES = ["cls/cat", "cls/dog", "seg/sky", "seg/sea", "seg/sand", "more/yes", "more/no"]
@@ -118,6 +117,21 @@ def test_gradient_surgery_on_the_backbone_alone():
     assert norms == pytest.approx([float(v.norm()) for v in vectors], rel=1e-3)
     cosine = torch.cosine_similarity(vectors[0], vectors[2], dim=0)
     assert trainer.logged["train/cosine/cls_more"] == pytest.approx(float(cosine), abs=1e-3)
+
+
+def test_a_scaled_loss_scales_gradients_and_not_what_is_logged():
+    task, plain, batch = made(), made(), batch_of()
+    with attached(task, logged=True) as trainer:
+        task.training_step(batch, 0)
+        expected = {name: float(value) for name, value in trainer.logged.items()}
+    with attached(plain, logged=True) as trainer:
+        trainer.precision_plugin.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        plain.training_step(batch, 0)
+        got = {name: float(value) for name, value in trainer.logged.items()}
+    assert got == pytest.approx(expected, rel=1e-3)
+    for name, gradient in gradients(task).items():
+        scaled = gradients(plain)[name]
+        torch.testing.assert_close(scaled, 1024 * gradient, rtol=1e-3, atol=1e-3, msg=name)
 
 
 class Held:
@@ -273,20 +287,6 @@ def test_parts_from_several_files(tmp_path):
         UserError, match=r"init_from.sky: the model has no such part: backbone, cls"
     ):
         load_part(task.model, "sky", tmp_path / "cls.ckpt")
-
-
-def test_relative_gain_by_hand():
-    """Up by a tenth, down by a fifth; a loss that fell by half and an accuracy that stayed."""
-    single = {"a/x": 0.5, "b/y": 0.2, "c/loss": 2.0, "c/top1": 0.7}
-    scores = {"a/x": 0.55, "b/y": 0.16, "c/loss": 1.0, "c/top1": 0.7, "d/z": 3.0}
-    assert relative_gain(scores, single) == pytest.approx((0.1 - 0.2 + 0.25) / 3)
-
-
-def test_scores_of_single_tasks_that_cannot_be_read(tmp_path):
-    with pytest.raises(UserError, match=r"model.single_task: .*gone.json: cannot be read"):
-        read_scores(str(tmp_path / "gone.json"))
-    with pytest.raises(UserError, match=r"model.single_task: a/x: 0.0 is no score"):
-        read_scores({"a/x": 0.0})
 
 
 def test_frozen_heads():
