@@ -360,6 +360,6 @@ def test_started_once_in_an_allocation(desk, slurm):
     assert "started once: takes 2 devices of this node, node1" in said
     assert "x 2 devices" in said
     assert said.count('"verb": "fit"') == 1
+    line = ("srun", "-n2", *fit, "--trainer.devices", "1")
     with pytest.raises(subprocess.SubprocessError, match="srun has started 2 processes"):
-        line = ("srun", "-n2", *fit, "--trainer.devices", "1")
         slurm.call(*line, cwd=desk.folder, env=env, timeout=300)
