@@ -14,7 +14,7 @@ readonly KILLED_BY_WARNING=$((128 + $(kill -l USR1))) # it came before Python co
 
 warned=${warned:-0} step="" next=""
 # Slurm warns this script, which passes it on to all processes.
-trap 'warned=1; [ -z "$step" ] || kill -USR1 "$step"' USR1
+trap 'warned=1; [ -z "$step" ] || kill -USR1 "$step" || true' USR1
 
 # train ARGUMENTS: what train.sh, multitask.sh and sweep.sh do.
 train() {
