@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import cv2
@@ -62,6 +63,19 @@ def _heed_parent_alone() -> None:
         threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
 
 
+@contextmanager
+def _held_back(number: signal.Signals) -> Iterator[None]:
+    """Let a signal wait; where workers could not wait for it (macOS), it does not either."""
+    if not hasattr(signal, "sigwaitinfo"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _end_with_parent(parent: int) -> None:
     """Wait for the parent to end this process, as PyTorch does with workers that do not answer."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
@@ -112,7 +126,9 @@ class Loader:
 
     def __iter__(self) -> Iterator[Any]:
         try:
-            for batch in self.loader:
+            with _held_back(signal.SIGTERM):  # workers inherit it, until they heed their parent
+                batches = iter(self.loader)
+            for batch in batches:
                 if isinstance(batch, UserError):
                     raise batch
                 yield batch

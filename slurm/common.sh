@@ -14,7 +14,7 @@ readonly KILLED_BY_WARNING=$((128 + $(kill -l USR1))) # it came before Python co
 
 warned=${warned:-0} step="" next=""
 # Slurm warns this script, which passes it on to all processes.
-trap 'warned=1; [ -z "$step" ] || kill -USR1 "$step"' USR1
+trap 'warned=1; [ -z "$step" ] || kill -USR1 "$step" || true' USR1
 
 # train ARGUMENTS: what train.sh, multitask.sh and sweep.sh do.
 train() {
@@ -36,6 +36,7 @@ fail() {
 # Check the allocation, and set what all processes need.
 begin() {
   : "${SLURM_NTASKS_PER_NODE:?submit with --ntasks-per-node}"
+  : "${SLURM_CPUS_PER_TASK:?submit with --cpus-per-task}"
   local gpus=${SLURM_GPUS_ON_NODE:-$SLURM_NTASKS_PER_NODE}
   ((gpus == SLURM_NTASKS_PER_NODE)) ||
     fail "$gpus GPUs a node and $SLURM_NTASKS_PER_NODE tasks: add --ntasks-per-node $gpus"
@@ -60,7 +61,10 @@ choose_python() {
   if [ -z "$with" ]; then
     if [ -d "$CODE/.venv" ]; then with=venv:$CODE/.venv; else with=path; fi
   fi
-  local mounts=$PWD,$CODE,$GMF_DATA,$STAGE_TO${MOUNTS:+,$MOUNTS}
+  local folder mounts=$PWD,$CODE${MOUNTS:+,$MOUNTS}
+  for folder in "$GMF_DATA" "$GMF_PRETRAINED" "$STAGE_TO"; do
+    if [ -d "$folder" ]; then mounts+=,$folder; fi
+  done
   step_options=() python=(python)
   set +u # what is sourced here is not ours
   case $with in
@@ -164,7 +168,10 @@ chain() {
     ${SLURM_JOB_RESERVATION:+--reservation="$SLURM_JOB_RESERVATION"})
   next=$(CHAIN=$((CHAIN - 1)) CHAIN_LINK=$((${CHAIN_LINK:-0} + 1)) \
     CHAIN_FIRST=${CHAIN_FIRST:-$SLURM_JOB_ID} sbatch --parsable \
-    --dependency="afternotok:$SLURM_JOB_ID" --kill-on-invalid-dep=yes "${options[@]}" "$script" "$@")
+    --dependency="afternotok:$SLURM_JOB_ID" --kill-on-invalid-dep=yes "${options[@]}" "$script" "$@") || {
+    echo "CHAIN: no job could be submitted from this node; this one runs alone" >&2
+    return 0
+  }
   echo "$next" >"$logs/next"
   echo "job $next goes on if this one ends unfinished"
 }

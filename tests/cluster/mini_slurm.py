@@ -150,7 +150,7 @@ class MiniSlurm:
         with suppress(OSError, ValueError):
             os.kill(int((self.root / file).read_text()), signal.SIGTERM)
 
-    def call(self, *words, **settings):
+    def call(self, *words, timeout=60, **settings):
         """What a command of Slurm's says."""
         done = subprocess.run(
             [str(word) for word in words],
@@ -158,7 +158,7 @@ class MiniSlurm:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=timeout,
             check=False,
             **settings,
         )

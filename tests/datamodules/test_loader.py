@@ -198,7 +198,7 @@ def test_workers_outlive_a_signal_to_the_whole_job(make_loader, whole_run, numbe
     """The training process hears it too, and needs its batches up to the end of the step."""
     loader = make_loader(workers=2)
     batches = iter(loader)
-    seen = [next(batches), next(batches)]  # one of each: both have begun
+    seen = [next(batches)]  # of one worker; the other may be starting still
     workers = [str(worker.pid) for worker in multiprocessing.active_children()]
     subprocess.run(["kill", f"-{number:d}", *workers], check=True)  # not their parent's doing
     assert same([*seen, *batches], whole_run) == STEPS
