@@ -140,7 +140,7 @@ def _store(place: Place, seconds: float) -> Any:
 def _address() -> tuple[str, int]:
     if "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
         return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    from lightning.pytorch.plugins.environments import SLURMEnvironment
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
     slurm = SLURMEnvironment(auto_requeue=False)
     return slurm.main_address, slurm.main_port
