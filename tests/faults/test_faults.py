@@ -73,7 +73,7 @@ FAULTS = [
     Fault("the disk is full", "fill 0 training 7", (2, 1), FULL.format(""), 8, disk="small"),
     Fault("too little disk for a checkpoint", "nearly_fill 0 training 7", (2, 1), FULL.format("last.ckpt"), 8, disk="small"),
     Fault("too little disk for shards of FSDP", "nearly_fill 0 training 7", (2, 2), FULL.format(""), 8, under="fsdp", disk="small"),
-    Fault("too little disk for shards of ZeRO-2", "nearly_fill 0 training 7", (2, 1), FULL.format(""), 8, under="zero2", disk="small"),
+    Fault("too little disk for shards of ZeRO-2", "nearly_fill 0 training 7", (2, 2), FULL.format(""), 8, under="zero2", disk="small"),
     Fault("run folder read-only while training", "make_read_only 0 training 7", (2, 1), READ_ONLY.format(""), 5, disk="mounted"),
     Fault("data file removed", "remove_file 0 training 4", (1, 2), r"error: \S+\.jpg: there is no such file", 5),
     Fault("data file truncated", "truncate_file 0 training 4", (1, 2), r"error: \S+\.jpg: is cut off", 5),
