@@ -156,7 +156,7 @@ def _facts(
         host=platform.node(),
         versions=_versions(experiment, getattr(keys, "root", None)),
         gpu=gpu,
-        driver=surroundings.driver_version() if gpu else "",
+        driver=(surroundings.driver_version() or "") if gpu else "",
         cpus=sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [],
         workers=min(8, available_cpus()) if wanted is None else int(wanted),
         shared_memory=surroundings.shared_memory(),

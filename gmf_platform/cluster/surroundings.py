@@ -44,12 +44,12 @@ def code_version(folder: Path) -> str:
     return f"{commit} changed ({changes.splitlines()[-1].strip()})" if changes else commit
 
 
-def driver_version() -> str:
-    """Version of NVIDIA's driver; empty without one."""
-    with suppress(OSError):
-        found = re.search(r"Kernel Module.*?\s(\d+\.\d+(?:\.\d+)?)\s", _DRIVER.read_text())
-        return found[1] if found else ""
-    return ""
+def driver_version() -> str | None:
+    """Version of NVIDIA's driver; None where none is loaded."""
+    if not _DRIVER.is_file():
+        return None
+    found = re.search(r"Kernel Module.*?\s(\d+\.\d+(?:\.\d+)?)\s", _DRIVER.read_text())
+    return found[1] if found else "unknown"
 
 
 def shared_memory() -> int:

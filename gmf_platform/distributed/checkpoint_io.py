@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -75,15 +76,29 @@ def _save(trainer: Trainer, path: Path) -> None:
     """Save, and raise what the system said where a library raises something else in its place.
 
     torch.save goes on to write the file's end after an error, which fails too, and differently;
-    torch's writer of shards packs up what each process met.
+    torch's writer of shards packs up what each process met; DeepSpeed has torch open its files,
+    which then says that a stream failed.
     """
     try:
         trainer.save_checkpoint(path, weights_only=False)
     except (Exception, CheckpointException) as error:
         said = next((e for e in _behind(error) if isinstance(e, OSError) and e.errno), None)
+        said = said or _asked(path.parent)
         if said is None:
             raise
         raise OSError(said.errno, said.strerror, str(path)) from error
+
+
+def _asked(folder: Path) -> OSError | None:
+    """What the disk says to a file: one that is full is so to the last block."""
+    try:
+        with TemporaryFile(dir=folder) as file:
+            file.write(bytes(1 << 20))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error
+    return None
 
 
 def _behind(error: BaseException | None) -> Iterator[BaseException]:

@@ -75,7 +75,7 @@ class Run:
         config = ("--config", "seg_ade20k", "--config", CONFIG, "--data.root", data)
         self.line = ("fit", *config, *STRATEGIES[under], "--name", "a", *words)
 
-    def start(self, *words, timeout=200):
+    def start(self, *words, timeout=600):
         """Start the command, and wait until all processes have ended."""
         began = time.time()
         results = self.call(self.processes, *self.line, *words, cwd=self.cwd, timeout=timeout)
