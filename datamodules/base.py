@@ -216,11 +216,14 @@ class BaseDataModule(LightningDataModule):
         return Loader(dataset, batches, **self._loading(training=False))
 
     def image_names(self, split: str) -> list[str]:
-        """The file name of each evaluation sample's image, without suffix.
+        """What each evaluation sample's image is called.
 
-        Tasks whose samples have one name may be of one image.
+        Samples of several tasks that have one name may be of one image. A data set that gives its
+        files' names, without suffix, lets tasks share the backbone's pass; by default no other
+        task's sample is called the same.
         """
-        raise NotImplementedError
+        size = len(self.split(split, training=False))  # type: ignore[arg-type]
+        return [f"{self.part}:{index}" for index in range(size)]
 
     def evaluations(self) -> Iterator[dict[str, Any]]:
         """The ways in which the data is to be scored, one after the other.
