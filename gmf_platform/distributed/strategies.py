@@ -26,9 +26,6 @@ __all__ = ["DDP", "FSDP", "ZeRO", "saves_folders"]
 
 log = logging.getLogger(__name__)
 
-_NO_MODULE = -1
-"""DeepSpeed numbers modules from 0."""
-
 
 class DDP(DDPStrategy):
     """A whole model in each process; gradients are averaged.
@@ -204,7 +201,8 @@ class ZeRO(DeepSpeedStrategy):
     def on_validation_start(self) -> None:
         """Gather all parameters: processes may hold unequal numbers of evaluation batches.
 
-        DeepSpeed lets go of no parameter that a module is using; here one does that there is not.
+        DeepSpeed's hooks, which gather module by module and compare the processes' ways through
+        the model, are taken off meanwhile.
         """
         if not self.zero_stage_3:
             return
@@ -213,20 +211,23 @@ class ZeRO(DeepSpeedStrategy):
         self._gathered = [p for p in held if p.ds_status.name == "NOT_AVAILABLE"]
         if self._gathered:
             self._gathered[0].all_gather(self._gathered)
-        for parameter in held:
-            parameter.ds_active_sub_modules.add(_NO_MODULE)
+        offload = self._offload()
+        offload._remove_module_hooks()
+        offload.forward_hooks, offload.backward_hooks = [], []
 
     def on_validation_end(self) -> None:
         """Let go of those that were not there before."""
         if not self.zero_stage_3:
             return
-        assert self.lightning_module is not None
-        held: list[Any] = [p for p in self.lightning_module.parameters() if hasattr(p, "ds_id")]
-        for parameter in held:
-            parameter.ds_active_sub_modules.discard(_NO_MODULE)
+        self._offload().setup_zero_stage3_hooks()
         for parameter in self._gathered:
             parameter.partition()
         self._gathered = []
+
+    def _offload(self) -> Any:
+        """What gathers parameters; without an optimiser it stands in its place."""
+        optimizer = self.deepspeed_engine.optimizer
+        return getattr(optimizer, "parameter_offload", optimizer)
 
     on_test_start = on_predict_start = on_validation_start
     on_test_end = on_predict_end = on_validation_end
