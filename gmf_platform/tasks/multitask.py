@@ -176,7 +176,7 @@ class MultiTask(BaseTask):
         seed = (self.seed, self.trainer.global_step)
         dots = passes.finish(lambda gram: balancing.coefficients(gram, seed=seed))
         if dots is not None:
-            self.log_dict(self._gradients(list(tasks), dots), batch_size=1)
+            self._latest |= self._gradients(list(tasks), dots)
         return self._report(total, plain)
 
     def backward(self, loss: Tensor, *_: Any, **__: Any) -> None:
@@ -207,7 +207,7 @@ class MultiTask(BaseTask):
                 yield name, self.model("balancing", name, loss) / len(parts), number == len(parts)
 
     def _report(self, total: Tensor, losses: dict[str, Tensor]) -> Tensor:
-        """Log the losses; those of a task that has no part in a step as they were in its last."""
+        """Log losses and gradients; those of a task without a part in a step as in its last."""
         self.batch_losses = losses | {"loss": total.detach()}
         self._latest |= {f"train/{name}": loss for name, loss in self.batch_losses.items()}
         self.log_dict(self._over_processes(self._latest), batch_size=1)
@@ -228,17 +228,16 @@ class MultiTask(BaseTask):
             }
         )
 
-    def _gradients(self, names: list[str], dots: Tensor) -> dict[str, float]:
+    def _gradients(self, names: list[str], dots: Tensor) -> dict[str, Tensor]:
         """Norms of the tasks' gradients on the backbone, and cosines between them."""
         scaler: Any = getattr(self.trainer.precision_plugin, "scaler", None)
         scale = 1.0 if scaler is None else scaler.get_scale()
         norms = dots.diagonal().sqrt()
-        cosines = dots / norms.outer(norms)
-        found = {
-            f"train/{n}/gradient_norm": float(x) / scale for n, x in zip(names, norms, strict=True)
-        }
+        cosines = (dots / norms.outer(norms)).to(self.device, torch.float32)
+        sizes = (norms / scale).to(self.device, torch.float32)
+        found = {f"train/{n}/gradient_norm": x for n, x in zip(names, sizes, strict=True)}
         for i, j in combinations(range(len(names)), 2):
-            found[f"train/cosine/{names[i]}_{names[j]}"] = float(cosines[i, j])
+            found[f"train/cosine/{names[i]}_{names[j]}"] = cosines[i, j]
         return found
 
     def on_validation_start(self) -> None:
