@@ -14,7 +14,7 @@ readonly KILLED_BY_WARNING=$((128 + $(kill -l USR1))) # it came before Python co
 
 warned=${warned:-0} step="" next=""
 # Slurm warns this script, which passes it on to all processes.
-trap 'warned=1; [ -z "$step" ] || kill -USR1 "$step" || true' USR1
+trap 'warned=1; pass_on' USR1
 
 # train ARGUMENTS: what train.sh, multitask.sh and sweep.sh do.
 train() {
@@ -99,6 +99,14 @@ free_port() {
   echo "$port"
 }
 
+# Pass the warning on again and again: srun forgets it while it is starting processes, and they note
+# it more than once without harm.
+pass_on() {
+  local to=$step
+  [ -n "$to" ] || return 0
+  while kill -USR1 "$to" 2>/dev/null; do sleep 2; done &
+}
+
 # run VERB ARGUMENTS: one process a GPU on all nodes; what rank 0 says is in this job's output too.
 run() {
   local code begun log=$logs/rank-0.log
@@ -110,6 +118,7 @@ run() {
     --open-mode=append --output="$logs/rank-%t.log" \
     "${python[@]}" -m gmf_platform "$@" &
   step=$!
+  if ((warned)); then pass_on; fi
   tail --pid="$step" --bytes=+$((begun + 1)) -F "$log" 2>/dev/null &
   await "$step" && code=$SUCCESS || code=$?
   step=""

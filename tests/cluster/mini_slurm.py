@@ -198,13 +198,13 @@ class MiniSlurm:
         """What Slurm says of a job, by its names."""
         return dict(re.findall(r"(\w+)=(\S*)", self.call("scontrol", "show", "job", job)))
 
-    def wait(self, job, *states, seconds=300):
+    def wait(self, job, *states, seconds=900):
         """Wait until a job is in one of the states; what Slurm says of it then."""
         return self.wait_until(
             lambda: (now := self.show(job))["JobState"] in states and now, seconds
         )
 
-    def wait_until(self, is_so, seconds=300):
+    def wait_until(self, is_so, seconds=900):
         """Wait until a function gives something."""
         end = time.monotonic() + seconds
         while not (found := is_so()):
