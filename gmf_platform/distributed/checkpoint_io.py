@@ -1,6 +1,7 @@
 """Checkpoints that are whole or not there, as one file or as a folder of shards."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 from gmf_platform.distributed.strategies import saves_folders
 
 __all__ = ["AtomicCheckpointIO", "keep_as", "save_checkpoint"]
+
+
+_OF_A_WRITER = re.compile(r"iostream error|inline_container|PytorchStreamWriter")
+"""How torch says that a file could not be written, without a word why."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -82,8 +87,10 @@ def _save(trainer: Trainer, path: Path) -> None:
     try:
         trainer.save_checkpoint(path, weights_only=False)
     except (Exception, CheckpointException) as error:
-        said = next((e for e in _behind(error) if isinstance(e, OSError) and e.errno), None)
-        said = said or _asked(path.parent)
+        errors = list(_behind(error))
+        said = next((e for e in errors if isinstance(e, OSError) and e.errno), None)
+        if said is None and any(_OF_A_WRITER.search(str(e)) for e in errors):
+            said = _asked(path.parent)
         if said is None:
             raise
         raise OSError(said.errno, said.strerror, str(path)) from error

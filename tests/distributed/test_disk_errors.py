@@ -48,7 +48,13 @@ def test_the_disk_is_asked(monkeypatch, tmp_path):
         _save(Trainer(RuntimeError("basic_ios::clear: iostream error")), tmp_path / "last.ckpt")
 
 
-def test_what_is_not_of_the_disk_stays(tmp_path):
-    with pytest.raises(RuntimeError, match="another"):
-        _save(Trainer(RuntimeError("another")), tmp_path / "last.ckpt")
+def test_what_is_not_of_the_disk_stays(monkeypatch, tmp_path):
+    """A process that has lost another one says so, also where the disk is full."""
+    monkeypatch.setattr(checkpoint_io, "_asked", lambda folder: full())
+    with pytest.raises(RuntimeError, match="Connection closed by peer"):
+        _save(Trainer(RuntimeError("gloo: Connection closed by peer")), tmp_path / "last.ckpt")
+
+
+def test_a_disk_that_takes_files(tmp_path):
+    assert checkpoint_io._asked(tmp_path) is None
     assert list(tmp_path.iterdir()) == []
