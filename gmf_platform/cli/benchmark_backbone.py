@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gmf_platform.cli.arguments import PlainParser
+from gmf_platform.cli.arguments import PlainParser, positive
 from gmf_platform.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
@@ -98,11 +98,11 @@ def _parser(verb: str) -> PlainParser:
         words = ",".join(known)
         parser.add_argument(name, type=_list_of(known), default=default, metavar=f"[{words}]")
     parser.add_argument("--compile", action="store_true", help="each compiled as well")
-    parser.add_argument("--batch", type=_positive, default=8, help="images at once")
-    parser.add_argument("--size", type=_positive, default=224, help="of images, in pixels")
-    parser.add_argument("--runs", type=_positive, default=10, help="timed rounds")
+    parser.add_argument("--batch", type=positive, default=8, help="images at once")
+    parser.add_argument("--size", type=positive, default=224, help="of images, in pixels")
+    parser.add_argument("--runs", type=positive, default=10, help="timed rounds")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--threads", type=_positive, help="of a CPU; default: PyTorch's")
+    parser.add_argument("--threads", type=positive, help="of a CPU; default: PyTorch's")
     parser.add_argument(
         "--clock",
         choices=("wall", "processor"),
@@ -122,12 +122,6 @@ def _list_of(known: Sequence[str] | None) -> Callable[[str], list[str]]:
         return list(dict.fromkeys(words))
 
     return parse
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1")
-    return int(text)
 
 
 def _check(options: argparse.Namespace) -> None:
