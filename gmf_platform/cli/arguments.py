@@ -16,6 +16,7 @@ __all__ = [
     "VerbParser",
     "find_config",
     "parse_arguments",
+    "positive",
     "shipped_folder",
 ]
 
@@ -127,6 +128,13 @@ def _pairs(words: Sequence[str]) -> Sequence[tuple[str, str]]:
             value = queue.pop(0)
         pairs.append((key, value))
     return pairs
+
+
+def positive(text: str) -> int:
+    """A number from 1, for an option."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1")
+    return int(text)
 
 
 def shipped_folder(name: str) -> Path:

@@ -22,6 +22,7 @@ VERBS = {
     "test": "score a checkpoint on the test split",
     "predict": "write predictions for image files",
     "replay": "make a captured training step again, to find where it goes wrong",
+    "benchmark": "how fast the backbone, a training step or the data's loading is here",
     "info": "parameters, GFLOPs and feature shapes of a model",
     "check-data": "open every sample of a data set, and tell what is wrong with it",
     "new": "look at your data and write a config for it",

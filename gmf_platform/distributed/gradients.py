@@ -40,11 +40,16 @@ def local_gradients(trainer: Trainer) -> list[Tensor]:
 def are_finite(tensors: Iterable[Tensor]) -> Tensor:
     """Whether no element is infinite or no number, as a boolean on the tensors' device.
 
-    The largest magnitudes are looked at: a sum of squares could be infinite by itself.
+    The largest magnitudes decide: a sum of squares could be infinite by itself. If it is not, all
+    is finite, and CPUs have it in a tenth of the time; a GPU would have to be waited for.
     """
     held = [tensor for tensor in tensors if tensor.numel()]
     if not held:
         return torch.tensor(True)
+    if held[0].device.type == "cpu":
+        all_finite = torch.stack(torch._foreach_norm(held)).isfinite().all()
+        if all_finite:
+            return all_finite
     return torch.stack(torch._foreach_norm(held, ord=float("inf"))).isfinite().all()
 
 
