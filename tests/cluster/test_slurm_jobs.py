@@ -182,8 +182,8 @@ def stop_somewhere(desk, job, trial):
     desk.slurm.wait_until(lambda: "start 1" in desk.output(job))
     if trial in places:
         desk.wait_for(job, places[trial])
-    elif trial > 0:
-        time.sleep(random.Random(trial).uniform(0, desk.seconds))
+    else:
+        time.sleep(random.Random(trial).uniform(0, desk.seconds) if trial else 3)
     everyone = () if trial in (1, 2) else ("--batch",)  # to the processes, or to the script
     with suppress(subprocess.SubprocessError if trial > 2 else ()):  # it may be over
         desk.slurm.call("scancel", *everyone, "--signal=USR1", job)
