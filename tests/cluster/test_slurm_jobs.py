@@ -182,8 +182,8 @@ def stop_somewhere(desk, job, trial):
     desk.slurm.wait_until(lambda: "start 1" in desk.output(job))
     if trial in places:
         desk.wait_for(job, places[trial])
-    elif trial > 0:
-        time.sleep(random.Random(trial).uniform(0, desk.seconds))
+    else:
+        time.sleep(random.Random(trial).uniform(0, desk.seconds) if trial else 3)
     everyone = () if trial in (1, 2) else ("--batch",)  # to the processes, or to the script
     with suppress(subprocess.SubprocessError if trial > 2 else ()):  # it may be over
         desk.slurm.call("scancel", *everyone, "--signal=USR1", job)
@@ -204,6 +204,27 @@ def test_requeued_by_a_signal(desk, same, trial, record_property):
     same(name)
     validations = [line for line in desk.log(job).splitlines() if line.startswith("validation at")]
     assert len(validations) == 2, validations
+
+
+def test_a_warning_is_never_forgotten(desk, slurm, tmp_path):
+    """Whether it comes before, while or after srun starts the processes; here no Python's."""
+    shim = tmp_path / "python"
+    shim.write_text(
+        "#!/bin/bash\ntrap 'exit 75' USR1\n"
+        "((${SLURM_RESTART_COUNT:-0})) || for _ in {1..600}; do sleep 0.1; done\n"
+    )
+    shim.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    jobs = []
+    for trial in range(20):
+        jobs.append(desk.submit("train.sh", cwd=tmp_path, RUN_WITH="path", PATH=path))
+        output = tmp_path / f"gmf-train-{jobs[-1]}.out"
+        slurm.wait_until(lambda: output.is_file() and "start 1" in output.read_text())  # noqa: B023
+        time.sleep(trial * 0.02)
+        slurm.call("scancel", "--batch", "--signal=USR1", jobs[-1])
+    for job in jobs:
+        end = slurm.wait(job, "COMPLETED", "FAILED")
+        assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1")
 
 
 def test_unpacked_again_after_a_requeue(desk, same, slurm, sample_ade20k):
