@@ -7,6 +7,7 @@ batch), ``saving`` (before anything is written) and ``writing`` (a file is half 
 
 import os
 import signal
+import stat
 import time
 from pathlib import Path
 
@@ -101,7 +102,8 @@ class Saboteur(Callback):
 
     def cut_off(self, trainer, file):
         """In place of forcing a file to the disk: half of it is all that ever gets there."""
-        os.ftruncate(file, os.fstat(file).st_size // 2)
+        if stat.S_ISREG(os.fstat(file).st_mode):  # it may be open for reading alone, or a folder
+            os.truncate(f"/proc/self/fd/{file}", os.fstat(file).st_size // 2)
         self.act("writing", trainer)
 
     def on_train_batch_end(self, trainer, *_):

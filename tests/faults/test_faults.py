@@ -78,7 +78,7 @@ FAULTS = [
     Fault("data file removed", "remove_file 0 training 4", (1, 2), r"error: \S+\.jpg: there is no such file", 5),
     Fault("data file truncated", "truncate_file 0 training 4", (1, 2), r"error: \S+\.jpg: is cut off", 5),
     Fault("data file replaced by a web page", "replace_file 0 training 4", (1, 2), r"error: \S+\.jpg: is not an image: it starts with b'<html>", 5),
-    Fault("data file removed, with loader workers", "remove_file 0 training 4", (1, 2), r"error: \S+\.jpg: there is no such file", 5, words=WORKERS),
+    Fault("data file removed, with loader workers", "remove_file 0 training 4", (1, 2), r"error: \S+\.jpg: there is no such file", None, words=WORKERS),
     Fault("loader worker killed", "kill_worker 1 training 7", (1, 2), r"error: a process that loads data has died \(DataLoader worker", 5, words=WORKERS),
     Fault("NaN in one rank's batch", "nan 1 training 7", (4, 4), r"step 8 of 12: the loss is not finite", 5),
     Fault("a rank sleeps past the timeout", "sleep 1 training 7", (None, None), r"rank 1 \(.*\) is behind, for \d+ s", 5, words=SOON),
