@@ -49,7 +49,7 @@ lint: setup
 
 bench: setup
 	$(RUN) benchmarks/transforms.py
-	$(RUN) benchmarks/backbone.py
+	$(RUN) -m gmf_platform benchmark backbone --against timm:swin_tiny_patch4_window7_224
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -267,6 +267,7 @@ class Losses(nn.Module):
         self.labels = torch.zeros(4, 128, 128, dtype=torch.uint8).random_(150)
 
     def forward(self) -> Tensor:
+        """The loss of the batch."""
         loss: Tensor = self.loss(self.model(self.images).logits, self.labels)
         return loss
 
