@@ -148,7 +148,9 @@ class MiniSlurm:
 
     def _end(self, file):
         with suppress(OSError, ValueError):
-            os.kill(int((self.root / file).read_text()), signal.SIGTERM)
+            number = int((self.root / file).read_text())
+            os.kill(number, signal.SIGTERM)
+            self.wait_until(lambda: not Path(f"/proc/{number}").exists(), seconds=20)
 
     def call(self, *words, timeout=60, **settings):
         """What a command of Slurm's says."""
