@@ -59,7 +59,7 @@ class Overhead:
         """From steps in turns.
 
         Args:
-            pairs: at least one that is logged and one that is not.
+            pairs: at least one; of few all may be logged, or none.
             log_every: of so many steps the config logs one.
             processor: by the processor's time.
         """
@@ -67,13 +67,11 @@ class Overhead:
             (p.trainer_processor, p.bare_processor) if processor else (p.trainer, p.bare)
             for p in pairs
         ]
-        more = {
-            is_logged: median(
-                a - b for (a, b), p in zip(times, pairs, strict=True) if p.is_logged == is_logged
-            )
-            for is_logged in (False, True)
-        }
-        added = more[False] + (more[True] - more[False]) / log_every
+        surplus: dict[bool, list[float]] = {False: [], True: []}
+        for (ours, bare), pair in zip(times, pairs, strict=True):
+            surplus[pair.is_logged].append(ours - bare)
+        plain, logged = (surplus[kind] or surplus[not kind] for kind in (False, True))
+        added = median(plain) + (median(logged) - median(plain)) / log_every
         return cls(median(b for _, b in times), added)
 
 

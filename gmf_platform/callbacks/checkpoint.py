@@ -86,7 +86,7 @@ class RunCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """On resume: drop what was logged too far, and do a validation that was cut off."""
         keep_handlers()  # Lightning's come after on_fit_start
-        step = trainer.global_step
+        self._seen_step = step = trainer.global_step
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):
                 logger.resume_at(step)

@@ -47,6 +47,7 @@ OPTIONS = {
         "--run",
     ],
     "replay": ["--config", "--help"],
+    "benchmark": ["--help"],
     "info": ["--config", "--help", "--run", "--size"],
     "check-data": ["--config", "--help", "--overwrite", "--sheet", "--workers"],
     "new": ["--help"],
