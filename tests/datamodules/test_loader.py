@@ -196,7 +196,9 @@ def test_an_error_ends_the_workers(error):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_workers_outlive_a_signal_to_the_whole_job(make_loader, whole_run, number):
     """The training process hears it too, and needs its batches up to the end of the step."""
-    before = signal.signal(number, lambda *_: None)  # as in a run, which its workers are forked from
+    before = signal.signal(
+        number, lambda *_: None
+    )  # as in a run, which its workers are forked from
     try:
         loader = make_loader(workers=2)
         batches = iter(loader)
