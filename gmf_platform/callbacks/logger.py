@@ -1,14 +1,18 @@
 """TensorBoard events in the run's own folder, one clean curve over all restarts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from numpy.typing import NDArray
 from tensorboard.compat.proto.event_pb2 import (  # type: ignore[import-untyped]
     Event,
     SessionLog,
 )
+
+from gmf_platform.evaluation.precision_recall import THRESHOLDS, Curve
 
 __all__ = ["RunLogger"]
 
@@ -44,6 +48,35 @@ class RunLogger(TensorBoardLogger):
         }
         self._logged |= dict.fromkeys(own, step)
         super().log_metrics(own, step)
+
+    @rank_zero_only
+    def add_text(self, title: str, text: str, *, step: int = 0) -> None:
+        """Show a text as it stands, in letters of one width."""
+        indented = "\n".join(f"    {line}" for line in text.splitlines())  # a block of Markdown's
+        self.experiment.add_text(title, indented, step)
+
+    @rank_zero_only
+    def add_picture(self, tag: str, picture: NDArray[np.uint8], *, step: int) -> None:
+        """Show a picture (H, W, 3)."""
+        self.experiment.add_image(tag, picture, step, dataformats="HWC")
+
+    @rank_zero_only
+    def add_curve(self, tag: str, curve: Curve, *, step: int) -> None:
+        """Show precision over recall."""
+        self.experiment.add_pr_curve_raw(tag, *curve, step, num_thresholds=THRESHOLDS)
+
+    @rank_zero_only
+    def set_layout(self, layout: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+        """Lay out several scalars a chart.
+
+        Args:
+            layout: of each category the charts, of each chart regular expressions of its tags.
+        """
+        charts = {
+            category: {title: ["Multiline", list(tags)] for title, tags in charts.items()}
+            for category, charts in layout.items()
+        }
+        self.experiment.add_custom_scalars(charts)
 
     def save(self) -> None:
         """Flush the events; the config is in config.yaml, not in an hparams.yaml."""
