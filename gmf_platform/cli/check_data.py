@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gmf_platform.cli.arguments import Arguments, VerbParser, parse_arguments
+from gmf_platform.cli.config_check import checked
 from gmf_platform.cli.fit import run_name
 from gmf_platform.cli.precheck import check_data
-from gmf_platform.cli.sources import Sources
 from gmf_platform.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def run(verb: str, argv: Sequence[str]) -> int:
         raise UserError(f"--sheet {sheet}: exists; name another file, or --overwrite")
     if options.workers is not None and options.workers < 0:
         raise UserError(f"--workers {options.workers}: 0 or more processes can open files")
-    check_data(Sources(arguments))
+    check_data(checked(arguments))
 
     data = _build(arguments)
     workers = data.num_workers if options.workers is None else options.workers

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gmf_platform.cli.arguments import VerbParser, parse_arguments
+from gmf_platform.cli.config_check import checked
 from gmf_platform.cli.precheck import check_data
 from gmf_platform.cli.run_directory import content_hash
-from gmf_platform.cli.sources import Sources
 from gmf_platform.cli.trained import check_weights, load_trained, run_of
 from gmf_platform.errors import ExitCode
 
@@ -20,7 +20,7 @@ def run(verb: str, argv: Sequence[str]) -> int:
     parser = VerbParser(verb, f"Score a checkpoint on the {verb.replace('ate', 'ation')} split.")
     parser.add_weights()
     arguments = parse_arguments(parser, argv)
-    sources = Sources(arguments)
+    sources = checked(arguments)
     check_data(sources)
     checkpoint = check_weights(arguments, sources)
 

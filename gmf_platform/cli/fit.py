@@ -11,9 +11,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from gmf_platform.cli.arguments import Arguments, VerbParser, parse_arguments, shipped_folder
+from gmf_platform.cli.config_check import checked
 from gmf_platform.cli.precheck import check_checkpoint, check_data, check_init_from
 from gmf_platform.cli.run_directory import RunDirectory, config_differences, content_hash
-from gmf_platform.cli.sources import Sources, canonical
+from gmf_platform.cli.sources import canonical
 from gmf_platform.cluster.elastic import launched_by_torchrun
 from gmf_platform.errors import ExitCode, UserError
 
@@ -28,7 +29,7 @@ _NOT_IN_NAMES = ("trainer.", "data.num_workers", "data.per_device", "guard.", "w
 def run(verb: str, argv: Sequence[str]) -> int:
     """Run the verb; see ``fit --help``."""
     arguments = parse_arguments(_parser(), argv)
-    sources = Sources(arguments)
+    sources = checked(arguments)
     check_data(sources)
     check_checkpoint(arguments.options.ckpt_path)
     folder = RunDirectory(arguments.options.runs / (arguments.options.name or run_name(arguments)))
