@@ -16,7 +16,7 @@ from gmf_platform.cli.signatures import Parameter, Signature, read_signature, si
 from gmf_platform.cli.sources import Entry, Sources
 from gmf_platform.errors import UserError
 
-__all__ = ["CALLBACKS", "TOP_LEVEL", "Classes", "check_keys", "checked", "classes_of"]
+__all__ = ["CALLBACKS", "LINKED", "TOP_LEVEL", "Classes", "check_keys", "checked", "classes_of"]
 
 CALLBACKS = {
     "watchdog": "gmf_platform.callbacks.Watchdog",
@@ -29,6 +29,13 @@ CALLBACKS = {
 """Default callbacks by the key that sets them, so that no overlay drops one by accident."""
 
 TOP_LEVEL = ("seed_everything", "trainer", "model", "data", "init_from", *CALLBACKS)
+
+LINKED = {
+    "model.seed": "seed_everything",
+    "data.seed": "seed_everything",
+    "model.class_names": "the data's classes",
+}
+"""Keys that follow from others."""
 
 Classes = dict[str, Signature | None]
 """The class that each key configures; None: one that the source does not tell."""
@@ -95,6 +102,10 @@ def _check_source(entries: Sequence[Entry], classes: Classes, top_level: Sequenc
         first, *others = entry.key.split(".")
         if first not in top_level:
             raise _unknown(entry, first, top_level, "the config")
+        if entry.key in LINKED:
+            raise UserError(
+                f"{entry.place}: {entry.key} follows from {LINKED[entry.key]}; set that"
+            )
         _check_path(entry, first, others, classes)
 
 

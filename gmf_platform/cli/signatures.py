@@ -32,6 +32,7 @@ class Parameter:
         default: as a config would write it; None: it must be given.
         words: of the docstring.
         settings: the dataclass that its keys belong to, if its type is one.
+        passed: of a factory, how many arguments it is called with; a config gives the others.
         given: by ``settings`` key, defaults that its own default gives.
     """
 
@@ -41,6 +42,7 @@ class Parameter:
     choices: tuple[str, ...] = ()
     words: str = ""
     settings: ClassSource | None = None
+    passed: int = 0
     given: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -177,7 +179,8 @@ def _parameter(
     settings = _settings(module, annotation) if annotation is not None else None
     text = None if default is None else _as_yaml(default)
     given = _given(module, default, settings) if settings and default is not None else ()
-    return Parameter(name, types, text, choices, settings=settings, given=given)
+    passed = _passed(module, annotation)
+    return Parameter(name, types, text, choices, settings=settings, passed=passed, given=given)
 
 
 def _types(module: Module, node: ast.expr | None, depth: int = 5) -> Iterator[str]:
@@ -219,6 +222,23 @@ def _named(module: Module, node: ast.expr, depth: int) -> Iterator[str]:
             yield from _types(alias[0], alias[1], depth - 1)
         else:
             yield "class"
+
+
+def _passed(module: Module, node: ast.expr | None) -> int:
+    """How many arguments a ``Callable`` among the alternatives of a type takes."""
+    match node:
+        case ast.BinOp(left, ast.BitOr(), right):
+            return _passed(module, left) or _passed(module, right)
+        case ast.Subscript(kind, ast.Tuple([ast.List(arguments), _])) if _last(kind) == "Callable":
+            return len(arguments)
+        case ast.Subscript(kind, inner) if _last(kind) in _OPTIONAL:
+            return _passed(module, inner)
+        case ast.Name(name):
+            alias = module.find(name)
+            known = alias is not None and not isinstance(alias[1], ast.ClassDef | ast.Name)
+            return _passed(*alias) if alias is not None and known else 0  # type: ignore[arg-type]
+        case _:
+            return 0
 
 
 def _settings(module: Module, node: ast.expr) -> ClassSource | None:

@@ -6,7 +6,7 @@ is ``model.backbone.variant``, as on the command line.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gmf_platform.cli.arguments import Arguments
 from gmf_platform.errors import UserError
 
-__all__ = ["Entry", "Sources", "canonical"]
+__all__ = ["Entry", "Sources", "as_yaml", "canonical"]
 
 _COMMAND_LINE = "command line"
 
@@ -45,6 +45,22 @@ class Entry:
 def canonical(key: str) -> str:
     """Drop the ``init_args`` of a dotted key, and the ``+`` that appends to a list."""
     return ".".join(part.removesuffix("+") for part in key.split(".") if part != "init_args")
+
+
+def as_yaml(value: Any) -> str:
+    """A value on one line, as a config has it."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case str():
+            return value or '""'
+        case Mapping():
+            return "{" + ", ".join(f"{k}: {as_yaml(v)}" for k, v in value.items()) + "}"
+        case Sequence():
+            return f"[{', '.join(map(as_yaml, value))}]"
+    return str(value)
 
 
 class Sources:
@@ -82,6 +98,10 @@ class Sources:
             return OmegaConf.select(tree, key)
         except OmegaConfBaseException:
             return None
+
+    def is_mapping(self, key: str) -> bool:
+        """Whether a key was last set to a mapping."""
+        return next((e.mapping for e in reversed(self.entries) if e.key == key), False)
 
     def place(self, key: str) -> str:
         """Where a key was last set; empty if nowhere."""
