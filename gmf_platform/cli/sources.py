@@ -128,7 +128,9 @@ def _read(path: Path) -> Iterator[Entry]:
     if not isinstance(root, yaml.MappingNode):
         what = "is empty" if root is None else "is a list or a single value"
         raise UserError(f"{path}: {what}; a config is a mapping of keys to values")
-    return _walk(root, (), lambda node: f"{path}:{node.start_mark.line + 1}")
+    here = Path.cwd()
+    shown = path.relative_to(here) if path.is_relative_to(here) else path
+    return _walk(root, (), lambda node: f"{shown}:{node.start_mark.line + 1}")
 
 
 def _plainly(error: yaml.YAMLError | UnicodeDecodeError) -> str:
