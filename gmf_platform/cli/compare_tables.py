@@ -86,15 +86,23 @@ def as_latex(groups: Sequence[Group]) -> str:
     """A tabular (booktabs): a row for each group, its differing keys, scores in per cent."""
     keys = differing_keys(groups)
     figures = [t for t in _figure_titles(groups) if t.startswith(("best val/", "test/"))]
-    titles = ["run", *(key.rpartition(".")[2] for key in keys)]
+    titles = ["run", *(key.removesuffix(".class_path").rpartition(".")[2] for key in keys)]
     titles += [title.removeprefix("best ") for title in figures]
-    rows = [[group.name, *(group.config.get(key, _ABSENT) for key in keys)] for group in groups]
+    rows = [
+        [group.name, *(_brief(key, group.config.get(key, _ABSENT)) for key in keys)]
+        for group in groups
+    ]
     lines = [rf"\begin{{tabular}}{{l{'l' * len(keys)}{'r' * len(figures)}}}", r"\toprule"]
     lines += [" & ".join(map(_escaped, titles)) + r" \\", r"\midrule"]
     for group, row in zip(groups, rows, strict=True):
         cells = [*map(_escaped, row), *_latex_figures(group, figures)]
         lines.append(" & ".join(cells) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
+
+
+def _brief(key: str, value: str) -> str:
+    """A class by its own name."""
+    return value.rpartition(".")[2] if key.endswith(".class_path") else value
 
 
 def _latex_figures(group: Group, titles: Sequence[str]) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """What is compared of runs: their configs, and what came of them."""
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -118,12 +117,10 @@ class Group:
 
     @property
     def name(self) -> str:
-        """Of the run; of several, what their names begin with, and how many they are."""
+        """Of the run; of several, that of the first and how many they are."""
         if len(self.runs) == 1:
             return self.runs[0].name
-        names = [run.name for run in self.runs]
-        common = os.path.commonprefix(names).rstrip("-_=.0123456789").removesuffix("seed")
-        return f"{common.rstrip('-_=.') or names[0]} ({len(names)} seeds)"
+        return f"{self.runs[0].name} ({len(self.runs)} runs)"
 
     @property
     def config(self) -> dict[str, str]:
@@ -162,7 +159,18 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
 
 
 def differing_keys(groups: Sequence[Group]) -> list[str]:
-    """The keys whose values differ, in alphabetical order."""
+    """The keys whose values differ, in alphabetical order.
+
+    Of an object of different classes those keys are left out that only one of the classes has.
+    """
     configs = [group.config for group in groups]
     keys = sorted({key for config in configs for key in config})
-    return [key for key in keys if len({config.get(key) for config in configs}) > 1]
+    differ = [key for key in keys if len({config.get(key) for config in configs}) > 1]
+    changed = [k.removesuffix("class_path") for k in differ if k.endswith(".class_path")]
+    return [
+        key
+        for key in differ
+        if key.endswith(".class_path")
+        or all(key in config for config in configs)
+        or not key.startswith(tuple(changed))
+    ]

@@ -24,6 +24,7 @@ def run(verb: str, argv: Sequence[str]) -> int:
     check_data(sources)
     checkpoint = check_weights(arguments, sources)
 
+    from gmf_platform.callbacks import PerSample
     from gmf_platform.cli.device import check_device
     from gmf_platform.cli.experiment import Experiment
     from gmf_platform.cli.output import advising_on_memory, log_to
@@ -36,9 +37,13 @@ def run(verb: str, argv: Sequence[str]) -> int:
     experiment.build(folder.path if folder else Path())
     load_trained(experiment, checkpoint, arguments.options)
     trainer, task = experiment.trainer, experiment.task
+    per_sample = PerSample()
+    if folder is not None:
+        trainer.callbacks.append(per_sample)  # type: ignore[attr-defined]
     evaluate = trainer.validate if verb == "validate" else trainer.test
     with advising_on_memory(experiment):
         scores = evaluate(task, experiment.datamodule, verbose=False)[0]
+    samples = per_sample.table()
     if not trainer.is_global_zero:
         return ExitCode.DONE
     print(task.score_table(), file=sys.stderr)
@@ -55,7 +60,8 @@ def run(verb: str, argv: Sequence[str]) -> int:
     }
     if folder is not None:
         folder.record(line)
-        for name, text in task.score_files().items():
+        files = task.score_files() | ({} if samples is None else {"per_sample.csv": samples})
+        for name, text in files.items():
             (folder.path / f"{verb}_{name}").write_text(text, encoding="utf-8")
     print(json.dumps(line))
     return ExitCode.DONE
