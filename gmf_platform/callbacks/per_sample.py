@@ -1,6 +1,7 @@
 """Scores of single images in validate and test, gathered from all processes."""
 
 import csv
+import math
 from io import StringIO
 from typing import Any
 
@@ -77,5 +78,5 @@ class PerSample(Callback):
 def _written(value: str | float) -> str | int:
     """NaN is an empty cell."""
     if isinstance(value, float):
-        return "" if value != value else f"{value:.6g}"
+        return "" if math.isnan(value) else f"{value:.6g}"
     return value

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from datamodules.base import BaseDataModule
     from datamodules.checking import Report
 
-__all__ = ["run"]
+__all__ = ["draw_sample", "run"]
 
 _SPLITS = ("training", "validation")
 _TILES = 12
@@ -130,7 +130,7 @@ def _write_sheet(path: Path, data: "BaseDataModule", report: "Report") -> None:
     count = min(_TILES, len(report.sound))
     picked = np.linspace(0, len(report.sound) - 1, count).round().astype(int)
     split = data.inspectable("training")
-    tiles = [_draw(split, report.sound[i], colours) for i in picked]
+    tiles = [draw_sample(split, report.sound[i], colours) for i in picked]
     legend = [
         (name, colours[label])
         for label, name in enumerate(data.class_names)
@@ -139,7 +139,8 @@ def _write_sheet(path: Path, data: "BaseDataModule", report: "Report") -> None:
     Image.fromarray(contact_sheet(tiles, legend)).save(path)
 
 
-def _draw(split: Any, index: int, colours: Any) -> tuple[str, Any]:
+def draw_sample(split: Any, index: int, colours: Any) -> tuple[str, Any]:
+    """Name and picture of a sample of an inspectable split, its targets drawn on it."""
     from gmf_platform.evaluation.drawing import draw_truth
 
     image, targets = split.read(index)
