@@ -122,7 +122,7 @@ def test_detection_is_pycocotools_of_one_image(seed, backend):
             guessed.append(row)
     masks = [
         {"segmentation": filled(b), **g}
-        for g, b in zip(guessed, [g[0] for p in parts.values() for g in p[1]])
+        for g, b in zip(guessed, [g[0] for p in parts.values() for g in p[1]], strict=True)
     ]
     masks = [{k: v for k, v in m.items() if k != "bbox"} for m in masks]
     for image, (objects, guesses) in parts.items():
