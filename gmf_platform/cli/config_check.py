@@ -6,6 +6,7 @@ nearest known key. Classes are read from their source; what that does not tell i
 parser.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import groupby
@@ -122,7 +123,7 @@ def _note_classes(entries: Iterable[Entry], classes: Classes) -> None:
 
 def _takes_path(entry: Entry, classes: Classes) -> bool:
     """Whether a text at this place is a class path."""
-    if "${" in entry.value:
+    if not re.fullmatch(r"[A-Za-z_][\w.]*", entry.value):
         return False
     owner, _, name = entry.key.rpartition(".")
     if not owner:

@@ -129,7 +129,9 @@ class Curves:
 
 def read_curves(run: Path) -> Curves:
     """Read a run's TensorBoard files; what a killed process logged too far does not count."""
-    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+    from tensorboard.backend.event_processing.event_file_loader import (  # type: ignore[import-untyped]
+        LegacyEventFileLoader,
+    )
 
     curves = Curves()
     for path in sorted(run.glob("events.out.tfevents.*")):

@@ -75,11 +75,11 @@ class Parameter:
             case bool():
                 return "bool" in types
             case int():
-                return bool({"int", "float"} & types)
+                return bool({"int", "float", "bool"} & types)
             case float():
                 return "float" in types or ("int" in types and value.is_integer())
             case _:
-                return "float" in types and _is_number(str(value))
+                return bool({"int", "float"} & types) and _is_number(str(value))
 
     @property
     def takes_list(self) -> bool:
@@ -259,7 +259,7 @@ def _given(module: Module, default: ast.expr, settings: ClassSource) -> tuple[tu
         found = module.find(default.id)
         if found is None or isinstance(found[1], ast.ClassDef):
             return ()
-        module, default = found
+        return _given(found[0], found[1], settings)
     if not isinstance(default, ast.Call):
         return ()
     names = signature_of(settings).parameters
@@ -320,7 +320,7 @@ def _last(node: ast.expr) -> str:
 
 
 def _is_number(text: str) -> bool:
-    """Whether a text is a number that YAML 1.1 does not take for one, as 1e-3."""
+    """Whether a text is a number, as 1e-3, which YAML 1.1 does not take for one."""
     try:
         float(text)
     except ValueError:

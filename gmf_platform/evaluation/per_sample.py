@@ -9,17 +9,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gmf_platform.evaluation.coco import CocoBackend, accumulate, measured_masks
-from gmf_platform.evaluation.coco_scores import class_values
+from gmf_platform.evaluation.coco_scores import Kind, class_values
 from gmf_platform.evaluation.detection import ImageDetections
 from gmf_platform.evaluation.mean_iou import confusion_matrix, scores_of
 
-__all__ = ["DECISIVE", "Row", "classification_row", "detection_row", "segmentation_row"]
+__all__ = ["Row", "classification_row", "detection_row", "segmentation_row"]
 
 Row = dict[str, str | int | float]
 """Scores of an image by name; NaN where one is not defined."""
-
-DECISIVE = ("iou", "mask_ap", "box_ap", "probability")
-"""Of these the first that a row has says how good the image is; larger is better."""
 
 
 def classification_row(logits: Tensor, label: int, class_names: Sequence[str]) -> Row:
@@ -73,35 +70,41 @@ def detection_row(
         masks: score masks too; they then decide the worst class.
         backend: who matches.
     """
-    labels, crowd = truth["labels"].tolist(), truth["crowd"].tolist()
-    row: Row = {"objects": len(labels) - sum(crowd)}
-    categories = sorted({*labels, *found.labels.tolist()})
-    kinds = ("box", "mask") if masks else ("box",)
-    values = [math.nan] * len(categories)
+    num_objects = int((~truth["crowd"]).sum())
+    categories = sorted({*truth["labels"].tolist(), *found.labels.tolist()})
+    values: dict[str, list[float]] = {}
+    kinds: tuple[Kind, ...] = ("box", "mask") if masks else ("box",)
     for kind in kinds:
-        average = average_50 = math.nan
-        if row["objects"]:
-            rles = truth["rles"] if kind == "mask" else None
-            true = _rows(truth["boxes"].tolist(), labels, rles)
-            true = [one | {"iscrowd": int(many)} for one, many in zip(true, crowd, strict=True)]
-            guessed = _rows(
-                found.boxes.tolist(),
-                found.labels.tolist(),
-                found.segmentations() if kind == "mask" else None,
-            )
-            scored = zip(guessed, found.scores.tolist(), strict=True)
-            predicted = [one | {"score": score} for one, score in scored]
-            json = {
-                "images": [{"id": 1}],
-                "annotations": true,
-                "categories": [{"id": label} for label in categories],
-            }
-            tables = accumulate(kind, json, predicted, categories, backend)
-            by_class = class_values(kind, tables)
-            values = by_class[f"{kind}_ap"]
-            average, average_50 = _mean(values), _mean(by_class[f"{kind}_ap50"])
-        row |= {f"{kind}_ap": average, f"{kind}_ap50": average_50}
-    return row | _worst(values, [class_names[label] for label in categories], "worst_ap")
+        values |= _class_values(kind, found, truth, categories, backend) if num_objects else {}
+    row: Row = {"objects": num_objects}
+    for name in (f"{kind}_{number}" for kind in kinds for number in ("ap", "ap50")):
+        row[name] = _mean(values.get(name, []))
+    names = [class_names[label] for label in categories]
+    return row | _worst(values.get(f"{kinds[-1]}_ap", []), names, "worst_ap")
+
+
+def _class_values(
+    kind: Kind,
+    found: ImageDetections,
+    truth: Mapping[str, Any],
+    categories: Sequence[int],
+    backend: CocoBackend,
+) -> dict[str, list[float]]:
+    """AP and AP50 of each category on one image."""
+    boxes, labels = truth["boxes"].tolist(), truth["labels"].tolist()
+    true = _rows(boxes, labels, truth["rles"] if kind == "mask" else None)
+    for row, is_crowd in zip(true, truth["crowd"].tolist(), strict=True):
+        row["iscrowd"] = int(is_crowd)
+    boxes, labels = found.boxes.tolist(), found.labels.tolist()
+    predicted = _rows(boxes, labels, found.segmentations() if kind == "mask" else None)
+    for row, score in zip(predicted, found.scores.tolist(), strict=True):
+        row["score"] = score
+    json = {
+        "images": [{"id": 1}],
+        "annotations": true,
+        "categories": [{"id": label} for label in categories],
+    }
+    return class_values(kind, accumulate(kind, json, predicted, categories, backend))
 
 
 def _rows(
@@ -121,8 +124,8 @@ def _rows(
 
 def _worst(values: Sequence[float], class_names: Sequence[str], title: str) -> Row:
     """The class of the smallest value, and that value."""
-    defined = [(value, name) for value, name in zip(values, class_names, strict=True)]
-    defined = [(value, name) for value, name in defined if not math.isnan(value)]
+    pairs = zip(values, class_names, strict=False)  # no values at all where nothing is defined
+    defined = [(value, name) for value, name in pairs if not math.isnan(value)]
     value, name = min(defined, default=(math.nan, ""))
     return {"worst_class": name, title: value}
 

@@ -149,7 +149,8 @@ def test_settings_are_followed_into_dataclasses(tmp_path):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("model.schedule.power", "1e-1"),  # a text to YAML 1.1
+        ("model.schedule.power", "1e-1"),  # a text to YAML 1.1, as the next
+        ("model.optimizer.lr", "1.5e4"),
         ("model.schedule", "null"),
         ("model.lr_factors", "{backbone: 0.1}"),
         ("model.lr_factors.backbone", "0.1"),

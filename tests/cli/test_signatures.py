@@ -157,8 +157,8 @@ def test_words(thing):
     [
         ("mode", ["fast"], ["faster", 3]),
         ("both", [3, "three"], []),
-        ("one", [True, "auto"], ["auto2", 3]),
-        ("seed", [3, 3.0], ["three", True, 3.5]),
+        ("one", [True, "auto"], ["auto2", 3.5]),
+        ("seed", [3, 3.0, "3"], ["three", True, 3.5]),
         ("free", [3, "x", None], []),
     ],
 )
