@@ -139,10 +139,10 @@ def _check_path(entry: Entry, key: str, names: Sequence[str], classes: Classes) 
     for place, name in enumerate(names):
         if parameter is not None and parameter.settings is not None:
             classes.setdefault(key, signature_of(parameter.settings))
-        if f"{key}.{name}" in classes and name.isdecimal():  # of a list
-            key = f"{key}.{name}"
-            continue
         signature = classes.get(key)
+        if signature is None and f"{key}.{name}" in classes:  # one of a list or mapping of objects
+            key, parameter = f"{key}.{name}", None
+            continue
         if signature is None:
             _check_keyless(entry, key, parameter, classes)
             return
@@ -163,8 +163,8 @@ def _check_keyless(entry: Entry, key: str, parameter: Parameter | None, classes:
         raise UserError(
             f"{entry.place}: unknown key {entry.key}: {key} is {parameter.expected}, without keys"
         )
-    if key in ("model", "data"):
-        return  # said once all sources are read
+    if key in ("model", "data", "init_from"):
+        return  # of model and data it is said once all sources are read
     raise UserError(f"{entry.place}: unknown key {entry.key}: {key} is one value, without keys")
 
 
@@ -173,7 +173,7 @@ def _check_value(entry: Entry, parameter: Parameter | None, classes: Classes) ->
     value = entry.value
     if parameter is None:
         is_path = entry.key in ("model", "data") and isinstance(entry.value, str)
-        if entry.key in classes and not entry.mapping and not is_path:
+        if "." not in entry.key and entry.key in classes and not (entry.mapping or is_path):
             raise _unexpected(entry, f"keys of {entry.key}, e.g. {_example(classes[entry.key])}")
         return
     if isinstance(value, str) and "${" in value:

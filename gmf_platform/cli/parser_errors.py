@@ -35,6 +35,8 @@ def _said(message: str, key: str, sources: Sources) -> str:
     given = re.findall(r"(?:Got value|Given value): ([^\s({]+?)\.?(?:\s|$)", message)
     if key and wanted and given:
         return f"expected {' or '.join(dict.fromkeys(wanted))}, not {given[0]!r}"
+    if refused := re.search(r"Option '(\w+)' is not accepted", message):
+        return f"{refused[1]!r} is no key here"
     innermost = re.split(r'Parser key "[\w.]+":', message)[-1].strip(" -\n").splitlines()
     if not re.match("Does not validate|Expected a path", innermost[0]):
         lines = innermost[: 2 if innermost[0].endswith(":") else 1]

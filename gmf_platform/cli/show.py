@@ -12,6 +12,7 @@ from gmf_platform.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
     from datamodules.base import BaseDataModule
+    from datamodules.checking import Inspectable
 
 __all__ = ["Worst", "read_worst", "run"]
 
@@ -130,45 +131,41 @@ def _write(sheet: Path, table: Path, worst: Sequence[Worst]) -> None:
 
     from gmf_platform.evaluation.drawing import contact_sheet, palette
 
-    data = _data(table)
+    verb, _, rest = table.stem.removesuffix("_per_sample").partition("_")
+    data = _data(table.parent, task=rest.lstrip("0123456789_"))
     if data is None:
         tiles, legend = [(one.caption, _image(one)) for one in worst], []
     else:
-        tiles = _with_truth(data, table, worst)
-        legend = list(zip(data.class_names, palette(len(data.class_names)), strict=False))
+        split = data.inspectable(data.test_split if verb == "test" else "validation")
+        colours = palette(len(data.class_names))
+        tiles = [_drawn(split, one, colours, table) for one in worst]
+        legend = list(zip(data.class_names, colours, strict=False))
     Image.fromarray(contact_sheet(tiles, legend)).save(sheet)
 
 
-def _data(table: Path) -> "BaseDataModule | None":
-    """The data of the run that a table lies in; None if it lies in none."""
-    config = table.parent / "config.yaml"
+def _data(run: Path, *, task: str) -> "BaseDataModule | None":
+    """The data of a run, in joint training of one task; None if the folder is no run."""
+    config = run / "config.yaml"
     if not config.is_file():
         return None
     from gmf_platform.cli.experiment import Experiment
 
-    return Experiment(Arguments(Namespace(), [config], [])).build_data()
+    data = Experiment(Arguments(Namespace(), [config], [])).build_data()
+    tasks: Mapping[str, BaseDataModule] = getattr(data, "tasks", {})
+    return tasks.get(task, data)
 
 
-def _with_truth(
-    data: "BaseDataModule", table: Path, worst: Sequence[Worst]
-) -> list[tuple[str, Any]]:
-    """Captions and pictures with their truth drawn."""
+def _drawn(split: "Inspectable", one: Worst, colours: Any, table: Path) -> tuple[str, Any]:
+    """Caption and picture of an image, its truth drawn on it."""
     from gmf_platform.cli.check_data import draw_sample
-    from gmf_platform.evaluation.drawing import palette
 
-    is_test = table.name.startswith("test")
-    split = data.inspectable(data.test_split if is_test else "validation")
-    colours = palette(len(data.class_names))
-    tiles = []
-    for one in worst:
-        name = split.name(one.index) if one.index < len(split) else ""
-        if name != Path(one.path).name:
-            raise UserError(
-                f"{table}: image {one.index} was {one.path}, and is not any more: the data set has "
-                "changed; validate again"
-            )
-        tiles.append((f"{name}  {one.caption}", draw_sample(split, one.index, colours)[1]))
-    return tiles
+    name = split.name(one.index) if one.index < len(split) else ""
+    if name != Path(one.path).name:
+        raise UserError(
+            f"{table}: image {one.index} was {one.path}, and is not any more: the data set has "
+            "changed; validate again"
+        )
+    return f"{name}  {one.caption}", draw_sample(split, one.index, colours)[1]
 
 
 def _image(one: Worst) -> Any:

@@ -103,6 +103,11 @@ class Sources:
         """Whether a key was last set to a mapping."""
         return next((e.mapping for e in reversed(self.entries) if e.key == key), False)
 
+    def is_removed(self, key: str) -> bool:
+        """Whether a mapping was set to null behind all that was said of it."""
+        said = [e for e in self.entries if e.key == key or e.key.startswith(f"{key}.")]
+        return bool(said) and said[-1].key == key and not said[-1].mapping
+
     def place(self, key: str) -> str:
         """Where a key was last set; empty if nowhere."""
         return next((e.place for e in reversed(self.entries) if e.key == key), "")
@@ -149,9 +154,17 @@ _Place = Callable[[yaml.Node], str]
 def _walk(
     node: yaml.MappingNode, above: Sequence[str], place: _Place, *, inside: bool = False
 ) -> Iterator[Entry]:
+    places: dict[str, str] = {}
     for key_node, value_node in node.value:
         keys = (*above, str(key_node.value))
         key = canonical(".".join(keys))
+        if keys[-1] in places:
+            line = places[keys[-1]].rpartition(":")[2]
+            raise UserError(
+                f"{place(key_node)}: {key} is there already, in line {line}: YAML would forget that "
+                "one; give one of them another name"
+            )
+        places[keys[-1]] = place(key_node)
         if isinstance(value_node, yaml.MappingNode):
             if keys[-1] != "init_args":
                 yield Entry(key, None, place(key_node), mapping=True, inside=inside)

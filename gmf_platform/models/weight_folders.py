@@ -93,4 +93,4 @@ def _read_zero(path: Path) -> dict[str, Any]:
     return run | {"state_dict": dict(tensors)}
 
 
-_OF_THE_RUN = {"gmf_platform", "global_step", "loops", "callbacks", "epoch"}
+_OF_THE_RUN = {"gmf_platform", "global_step", "loops", "callbacks", "epoch", "average"}

@@ -18,6 +18,10 @@ class Task:
         image = unpadded(batch, index)
         return Compared(np.concatenate([image.repeat(2, 0).repeat(2, 1)] * 3, 1), {outputs})
 
+    def pictured(self, batch, outputs):
+        """The batch is of this one task."""
+        yield "", self, batch, outputs
+
 
 TASK = Task()
 

@@ -107,7 +107,7 @@ def test_wrong_value(tmp_path, key, value, said):
     [
         ("data.nothing.at.all", "unknown key data.nothing: ADE20K has no 'nothing'"),
         ("model.init_arg.norm", "unknown key model.init_arg: SegmentationTask has no"),
-        ("init_from.x", "unknown key init_from.x: init_from is one value, without keys"),
+        ("seed_everything.x", "seed_everything is one value, without keys"),
         ("data.crop_size.x", "data.crop_size"),
         ("data.seed", "data.seed follows from seed_everything; set that"),
         ("model.class_names", "model.class_names follows from the data's classes; set that"),

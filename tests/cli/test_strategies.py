@@ -196,6 +196,7 @@ def test_sharded_models_are_scored_with_unequal_shares(
         ("fsdp", 1, 2),
         ("fsdp_sharded", 3, 2),
         ("fsdp_sharded", 2, 1),
+        ("zero1", 2, 1),
         ("zero2", 2, 1),
         ("zero3", 1, 2),
     ],
