@@ -2,7 +2,7 @@
 
 import shutil
 from argparse import ArgumentParser
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -53,7 +53,7 @@ def key_help(words: Sequence[str]) -> list[str]:
     sources = _sources(words)
     if sources is None:
         return []
-    classes = classes_of(sources)
+    classes = {k: s for k, s in classes_of(sources).items() if not sources.is_removed(k)}
     lines = ["Keys of the config, with what it sets them to (--KEY VALUE sets another):"]
     general = Signature("", "", _GENERAL, ())
     lines += _lines("", general, list(_GENERAL.values()), sources)
@@ -90,6 +90,7 @@ def _groups(
     signature: Signature | None,
     passed: int = 0,
     given: Mapping[str, str] = MappingProxyType({}),
+    without: Collection[str] = (),
 ) -> Iterator[_Group]:
     """A class's own parameters, then those of the classes that it is given.
 
@@ -99,6 +100,7 @@ def _groups(
         signature: of the class.
         passed: parameters that the code fills, the first ones.
         given: defaults that stand in for the class's own.
+        without: names of parameters that are given elsewhere.
     """
     if signature is None:
         return
@@ -106,7 +108,7 @@ def _groups(
     shown = [
         replace(parameter, default=given.get(parameter.name, parameter.default))
         for parameter in shown
-        if f"{key}.{parameter.name}" not in _OURS
+        if f"{key}.{parameter.name}" not in _OURS and parameter.name not in without
     ]
     yield key, signature, shown
     for parameter in shown:
@@ -122,6 +124,10 @@ def _groups(
             passed=parameter.passed,
             given=dict(parameter.given) | deeper,
         )
+        # Objects in a list or mapping; what joint training gives its tasks is not theirs to set.
+        theirs = signature.parameters if key == "model" else ("seed",)
+        for one in [k for k in classes if k.rpartition(".")[0] == inner and inner not in classes]:
+            yield from _groups(one, classes, signature=classes[one], without=theirs)
 
 
 def _lines(

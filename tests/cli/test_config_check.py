@@ -168,6 +168,26 @@ def test_what_is_right_or_doubtful_passes(key, value):
     checked(Arguments(argparse.Namespace(), [find_config("seg_ade20k")], [(key, value)]))
 
 
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        (
+            "model.tasks.seg.decode_head.chanels",
+            "UPerNet has no 'chanels'; did you mean 'channels'",
+        ),
+        ("data.tasks.seg.crop_sizes", "ADE20K has no 'crop_sizes'; did you mean 'crop_size'"),
+    ],
+)
+def test_keys_of_joint_tasks(key, said):
+    with pytest.raises(UserError, match=f"command line: unknown key {key}: {said}"):
+        checked(Arguments(argparse.Namespace(), [find_config("multitask")], [(key, "3")]))
+
+
+@pytest.mark.parametrize("key", ["model.tasks.seg", "data.tasks.seg", "model.single_task"])
+def test_joint_tasks_may_be_null(key):
+    checked(Arguments(argparse.Namespace(), [find_config("multitask")], [(key, "null")]))
+
+
 def test_every_shipped_config_passes():
     tasks = {"cls": "cls_imagenet", "det": "det_coco_mask_rcnn"}
     for path in sorted(shipped_folder("configs").rglob("*.yaml")):

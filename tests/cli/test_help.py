@@ -46,6 +46,18 @@ def test_help_goes_into_settings(gmf):
     assert "  --model.head.rpn.matcher.positive float = 0.7" in out
 
 
+def test_help_of_joint_training(gmf):
+    out = gmf("fit", "--config", "multitask", "--model.tasks.cls", "null", "--help").out
+    assert "\nmodel.tasks.seg: SegmentationTask." in out
+    assert "  --model.tasks.seg.decode_head.channels int = 512\n" in out
+    assert "  --data.tasks.det.with_masks bool = true (default false)\n" in out
+    assert "  --model.norm sync|train|frozen = sync\n" in out
+    # What is trained how is said once, and not of each task; a task that was taken out is not shown.
+    for key in ("model.tasks.seg.norm", "model.tasks.seg.class_names", "data.tasks.seg.seed"):
+        assert f"--{key} " not in out
+    assert "model.tasks.cls" not in out
+
+
 OWN = '''class Mine:
     """Mine.
 
