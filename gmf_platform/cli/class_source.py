@@ -121,19 +121,23 @@ def module_names(package: str) -> list[str]:
     return [info.name for info in pkgutil.iter_modules(locations)]
 
 
-@cache
 def read_module(name: str) -> Module | None:
     """The source of a module; None where there is none in Python."""
     spec = find_spec(name)
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None
-    is_package = spec.submodule_search_locations is not None
-    module = Module(name, name if is_package else name.rpartition(".")[0])
     try:
-        tree = ast.parse(Path(spec.origin).read_bytes())
+        stamp = Path(spec.origin).stat().st_mtime_ns
+        return _parse(name, spec.origin, stamp, spec.submodule_search_locations is not None)
     except (OSError, SyntaxError):
         return None
-    for statement in _top(tree.body):
+
+
+@cache
+def _parse(name: str, file: str, stamp: int, is_package: bool) -> Module:
+    """A module from its file, which has not been changed since the time of the stamp."""
+    module = Module(name, name if is_package else name.rpartition(".")[0])
+    for statement in _top(ast.parse(Path(file).read_bytes()).body):
         _note(module, statement)
     return module
 
@@ -143,13 +147,24 @@ def find_spec(name: str) -> ModuleSpec | None:
     loaded = sys.modules.get(name)
     if loaded is not None and loaded.__spec__ is not None:
         return loaded.__spec__
+    try:
+        return _find_spec(name, tuple(sys.path))
+    except ModuleNotFoundError:  # which is not kept: a file may yet come
+        return None
+
+
+@cache
+def _find_spec(name: str, path: tuple[str, ...]) -> ModuleSpec:
     package, _, _ = name.rpartition(".")
     above = find_spec(package) if package else None
     if not name or (package and (above is None or above.submodule_search_locations is None)):
-        return None
+        raise ModuleNotFoundError(name)
     places = list(above.submodule_search_locations or ()) if above else None
     specs = (finder.find_spec(name, places) for finder in sys.meta_path)
-    return next((spec for spec in specs if spec is not None), None)
+    found = next((spec for spec in specs if spec is not None), None)
+    if found is None:
+        raise ModuleNotFoundError(name)
+    return found
 
 
 def _top(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
