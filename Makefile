@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 # Four figures: train and validation images, their side, and the seed of the drawing.
 SAMPLE := --train 200 --val 50 --size 128 --seed 0
 
-.PHONY: setup demo test slow faults soak lint bench clean
+.PHONY: setup demo test slow cluster faults soak lint bench clean
 
 setup: $(VENV)/installed
 
@@ -30,7 +30,11 @@ test: setup
 	$(RUN) -m pytest -m "not slow and not fault" -n 2 --dist loadfile
 
 slow: setup
-	$(RUN) -m pytest -m slow
+	$(RUN) -m pytest -m slow --ignore tests/cluster
+
+# Jobs on a real Slurm, on this machine.
+cluster: setup
+	$(RUN) -m pytest -m slow tests/cluster --durations 0
 
 # A third of the faults, as the commit's hash has it; --third N takes another.
 faults: setup

@@ -163,13 +163,13 @@ def count(root: Path, task: str) -> Step:
 
     layout, config, classes, small = CONFIGS[task]
     if not (root / layout).is_dir():
-        gmf(["sample-data", layout, str(root / layout), "--train", "12", "--val", "4"])
+        gmf(["sample-data", layout, str(root / layout), "--train", "12", "--val", "12"])
     words = ["--config", config, "--config", "backbone/tiny", "--data.root", str(root / layout)]
     words += ["--data.global_batch_size", "4", "--data.num_workers", "0", "--init_from", "none"]
     words += ["--trainer.accelerator", "cpu", *small]
     found = on_two([*words, "--config", "strategy/ddp"])
     named = [f for name, f in found.items() if name != "gradients"]
-    print(f"# {task}: " + ", ".join(f"{n} {f.get('calls', 0):g}" for n, f in found.items()))
+    print(f"# {task}: " + ", ".join(f"{n} {f['calls']:g}" for n, f in found.items()))
     task_of_real_size = Experiment(parse_arguments(VerbParser("fit", ""), words)).build_task(
         [str(label) for label in range(classes)]
     )

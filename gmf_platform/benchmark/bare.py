@@ -59,20 +59,21 @@ class Overhead:
         """From steps in turns.
 
         Args:
-            pairs: at least one; of few all may be logged, or none.
+            pairs: at least one.
             log_every: of so many steps the config logs one.
             processor: by the processor's time.
         """
-        times = [
-            (p.trainer_processor, p.bare_processor) if processor else (p.trainer, p.bare)
-            for p in pairs
-        ]
-        surplus: dict[bool, list[float]] = {False: [], True: []}
-        for (ours, bare), pair in zip(times, pairs, strict=True):
-            surplus[pair.is_logged].append(ours - bare)
-        plain, logged = (surplus[kind] or surplus[not kind] for kind in (False, True))
-        added = median(plain) + (median(logged) - median(plain)) / log_every
-        return cls(median(b for _, b in times), added)
+        bare, more = [], dict[bool, list[float]]()
+        for pair in pairs:
+            a, b = pair.trainer, pair.bare
+            if processor:
+                a, b = pair.trainer_processor, pair.bare_processor
+            bare.append(b)
+            more.setdefault(pair.is_logged, []).append(a - b)
+        medians = {is_logged: median(added) for is_logged, added in more.items()}
+        ordinary = medians.get(False, medians.get(True, 0.0))
+        added = ordinary + (medians.get(True, ordinary) - ordinary) / log_every
+        return cls(median(bare), added)
 
 
 class BareLoop:

@@ -35,6 +35,13 @@ class Collectives:
     calls: Counter[str] = field(default_factory=Counter)
     nbytes: Counter[str] = field(default_factory=Counter)
 
+    def __truediv__(self, steps: int) -> dict[str, dict[str, float]]:
+        """Calls and bytes of a step, by function."""
+        return {
+            name: {"calls": calls / steps, "bytes": self.nbytes[name] / steps}
+            for name, calls in sorted(self.calls.items())
+        }
+
     def clear(self) -> None:
         """Begin anew."""
         self.calls.clear()

@@ -146,13 +146,15 @@ class StepWatch(Callback):
 
     Attributes:
         times: what was found.
-        collectives: what the steps that count asked of torch.distributed.
+        collectives: counts what is asked of torch.distributed.
+        collectives_of_step: calls and bytes by function, of a step that counts, on average.
     """
 
     def __init__(self, clock: PhaseClock, *, warmup: int, log_every: int) -> None:
         self.clock, self.warmup = clock, warmup
         self.times = StepTimes(log_every)
         self.collectives = Collectives()
+        self.collectives_of_step: dict[str, dict[str, float]] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make logging a phase of its own, which Lightning has no name for."""
@@ -170,3 +172,4 @@ class StepWatch(Callback):
             return
         is_logged = done % log_interval(trainer) == 0
         (self.times.logged if is_logged else self.times.ordinary).append(seconds)
+        self.collectives_of_step = self.collectives / (done - self.warmup)

@@ -33,7 +33,7 @@ def run(verb: str, argv: Sequence[str]) -> int:
 
     log_to(None)
     with TemporaryDirectory() as folder:
-        experiment = _prepared(arguments, Path(folder), steps=options.warmup + options.steps + 1)
+        experiment = _prepared(arguments, Path(folder), steps=options.warmup + options.steps)
         watch = _watch(experiment, options)
     if not experiment.trainer.is_global_zero:
         return ExitCode.DONE
@@ -49,12 +49,11 @@ def run(verb: str, argv: Sequence[str]) -> int:
     }
     _print_phases(experiment, watch)
     if world_size > 1:
-        report["collectives"] = _print_collectives(experiment, watch, steps=options.steps)
+        report["collectives"] = _print_collectives(experiment, watch)
         print("against a bare loop: measured with one process alone")
     else:
         with TemporaryDirectory() as folder:
-            steps = options.warmup + options.steps
-            experiment = _prepared(arguments, Path(folder), steps=steps)
+            experiment = _prepared(arguments, Path(folder), steps=options.warmup + options.steps)
             pairs = _beside_bare(experiment, options)
         report["overhead"] = _print_overhead(experiment, pairs)
     print(json.dumps(report))
@@ -89,7 +88,7 @@ def _prepared(arguments: Arguments, folder: Path, *, steps: int) -> "Experiment"
     experiment.build(folder, logger=RunLogger(folder))
     experiment.plan_training()
     trainer = experiment.trainer
-    trainer.fit_loop.epoch_loop.max_steps = steps
+    trainer.fit_loop.epoch_loop.max_steps = steps + 1  # a step's end is the next one's beginning
     trainer.limit_val_batches = 0
     # Both kinds of steps are wanted among few: they are weighted as the config logs.
     trainer.log_every_n_steps = max(2, steps // 4)  # type: ignore[attr-defined]
@@ -162,21 +161,16 @@ def _print_row(name: str, seconds: float, total: float) -> None:
 
 
 def _print_collectives(
-    experiment: "Experiment", watch: "StepWatch", *, steps: int
+    experiment: "Experiment", watch: "StepWatch"
 ) -> dict[str, Mapping[str, float]]:
     """What a step asks of torch.distributed, and the gradients, which DDP sums by itself."""
-    counts = watch.collectives
-    found: dict[str, Mapping[str, float]] = {}
-    for name, calls in sorted(counts.calls.items()):
-        found[name] = {"calls": calls / steps, "bytes": counts.nbytes[name] / steps}
-        print(
-            f"{name:28}{calls / steps:10.1f} a step, {counts.nbytes[name] / steps / 1024:.1f} KiB"
-        )
+    found: dict[str, Mapping[str, float]] = dict(watch.collectives_of_step)
+    for name, of_step in found.items():
+        print(f"{name:28}{of_step['calls']:10.1f} a step, {of_step['bytes'] / 1024:.1f} KiB")
     trained = [p for p in experiment.task.parameters() if p.requires_grad]
     size = sum(p.numel() * p.element_size() for p in trained)
     print(f"{'gradients':28}{size / 2**20:10.1f} MiB a step")
-    found["gradients"] = {"bytes": size}
-    return found
+    return found | {"gradients": {"calls": 1, "bytes": size}}
 
 
 def _print_overhead(experiment: "Experiment", pairs: "Sequence[Pair]") -> dict[str, Any]:

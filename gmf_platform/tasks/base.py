@@ -176,11 +176,24 @@ class BaseTask(LightningModule):
         batch: int = self.trainer.datamodule.global_batch_size  # type: ignore[attr-defined]
         return batch / self.lr_for_batch_size
 
+    def on_train_start(self) -> None:
+        """Take the learning rates of the schedule as it is now.
+
+        A run that goes on for longer than it was meant to was saved with those of its first end.
+        """
+        scheduler = self.lr_schedulers()
+        assert isinstance(scheduler, LambdaLR)
+        rates = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        for group, (rate, factor) in zip(scheduler.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * factor(scheduler.last_epoch)
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make what is random on the device a function of (seed, batch, process).
 
-        A resumed run then draws what the run that was stopped would have drawn.
+        A resumed run then draws what the run that was stopped would have drawn. Lightning logs
+        by a count of its own, which may be one short where a finished run goes on.
         """
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
         torch.manual_seed(self.batch_seed())
 
     def batch_seed(self) -> int:

@@ -20,3 +20,9 @@ def test_overhead_by_the_processors_time():
     over = Overhead.of(pairs, log_every=50, processor=True)
     assert over.bare == 0.25
     assert over.added == pytest.approx(0.35)
+
+
+@pytest.mark.parametrize("is_logged", [True, False])
+def test_steps_of_one_kind(is_logged):
+    over = Overhead.of([pair(1.5, 1.0, is_logged)] * 2, log_every=50, processor=False)
+    assert (over.bare, over.added) == (1.0, 0.5)
