@@ -174,7 +174,7 @@ def _check_value(entry: Entry, parameter: Parameter | None, classes: Classes) ->
     if parameter is None:
         is_path = entry.key in ("model", "data") and isinstance(entry.value, str)
         if "." not in entry.key and entry.key in classes and not (entry.mapping or is_path):
-            raise _unexpected(entry, f"keys of {entry.key}, e.g. {_example(classes[entry.key])}")
+            raise _unexpected(entry, f"keys of {entry.key}{_example(entry.key, classes)}")
         return
     if isinstance(value, str) and "${" in value:
         return
@@ -190,9 +190,11 @@ def _check_value(entry: Entry, parameter: Parameter | None, classes: Classes) ->
         raise _unexpected(entry, parameter.expected, parameter.choices)
 
 
-def _example(signature: Signature | None) -> str:
-    names = list(signature.parameters) if signature else []
-    return f"{names[-1]}: VALUE" if names else "class_path: MODULE.CLASS"
+def _example(key: str, classes: Classes) -> str:
+    signature = classes[key]
+    names = [f"{key}.{name}" for name in (signature.parameters if signature else ())]
+    names = [name.removeprefix(f"{key}.") for name in names if name not in LINKED]
+    return f", e.g. {names[0]}: VALUE" if names else ""
 
 
 def _unexpected(entry: Entry, expected: str, choices: Sequence[str] = ()) -> UserError:

@@ -36,7 +36,8 @@ def _said(message: str, key: str, sources: Sources) -> str:
     if key and wanted and given:
         return f"expected {' or '.join(dict.fromkeys(wanted))}, not {given[0]!r}"
     if refused := re.search(r"Option '(\w+)' is not accepted", message):
-        return f"{refused[1]!r} is no key here"
+        hint = "" if classes_of(sources).get(key) else f": {key}.class_path names no class"
+        return f"{refused[1]!r} is no key here{hint}"
     innermost = re.split(r'Parser key "[\w.]+":', message)[-1].strip(" -\n").splitlines()
     if not re.match("Does not validate|Expected a path", innermost[0]):
         lines = innermost[: 2 if innermost[0].endswith(":") else 1]

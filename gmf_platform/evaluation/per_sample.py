@@ -100,7 +100,7 @@ def _class_values(
     for row, score in zip(predicted, found.scores.tolist(), strict=True):
         row["score"] = score
     json = {
-        "images": [{"id": 1}],
+        "images": [{"id": 1, "height": found.size[0], "width": found.size[1]}],
         "annotations": true,
         "categories": [{"id": label} for label in categories],
     }

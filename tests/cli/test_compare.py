@@ -152,7 +152,7 @@ def test_table(gmf, make_run, monkeypatch):
     rows = dict(line.split("  ", 1) for line in result.out.splitlines() if line[0] != " ")
     rows = {key: value.split("  ") for key, value in rows.items()}
     rows = {key: [cell.strip() for cell in cells if cell.strip()] for key, cells in rows.items()}
-    assert result.out.splitlines()[0].split("  ")[-1] == "b"
+    assert result.out.splitlines()[0].split() == ["a", "(2", "runs)", "b"]
     assert rows["model.optimizer.lr"] == ["0.1", "0.2"]
     assert rows["seed_everything"] == ["0 1", "0"]
     assert rows["status"] == ["1 finished, 1 stopped", "finished"]

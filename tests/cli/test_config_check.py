@@ -51,7 +51,7 @@ TOLD = [
     ("model.backbone.variant", "tinny", "or large, not 'tinny'; did you mean 'tiny'?"),
     ("model.norm", "synced", "expected sync, train or frozen, not 'synced'; did you mean 'sync'?"),
     ("model.layer_decay", "a lot", "expected float or null, not 'a lot'"),
-    ("checkpoint", "3", "expected keys of checkpoint, e.g. mode: VALUE, not 3"),
+    ("checkpoint", "3", "expected keys of checkpoint, e.g. every_n_steps: VALUE, not 3"),
     ("pictures", "null", "expected keys of pictures, e.g. count: VALUE, not null"),
     ("data", "datamodules.ADE20k", "no class 'ADE20k' in datamodules; did you mean 'ADE20K'?"),
     ("model.optimizer", "torch.optim.AdamWW", "in torch.optim; did you mean 'AdamW'?"),
@@ -191,8 +191,10 @@ def test_joint_tasks_may_be_null(key):
 def test_every_shipped_config_passes():
     tasks = {"cls": "cls_imagenet", "det": "det_coco_mask_rcnn"}
     for path in sorted(shipped_folder("configs").rglob("*.yaml")):
-        is_whole = "class_path: gmf_platform.tasks" in path.read_text()
-        task = tasks.get(path.stem.partition("_")[0], "seg_ade20k")
+        text = path.read_text()
+        is_whole = "\n  class_path: gmf_platform.tasks" in text
+        joint = "multitask" if "  tasks:" in text else "seg_ade20k"
+        task = tasks.get(path.stem.partition("_")[0], joint)
         files = [path] if is_whole else [find_config(task), path]
         checked(Arguments(argparse.Namespace(), files, []))
 
@@ -214,7 +216,11 @@ def test_every_shipped_config_passes():
             "model.optimizer: expected a class derived from Optimizer, not torch.nn.Linear",
         ),
         ("model.class_path", "gmf_platform.tasks.DetectionTask", "DetectionTask needs head"),
-        ("model.loss.weight", "x", "model.loss: expected a class (class_path: MODULE.CLASS) or nu"),
+        (
+            "model.loss.weight",
+            "x",
+            "model.loss: 'weight' is no key here: model.loss.class_path names no class",
+        ),
         ("trainer.strategy.nothing", "1", "trainer.strategy: expected str or a class"),
         ("trainer.devices", "many", "trainer: "),
     ],

@@ -20,7 +20,7 @@ INNER = {"config": ["show"], "new": ["seg", "det", "cls"]}
 
 def words(help_text):
     """Options with what they take, and positional arguments."""
-    text = re.sub(r"\n {3,}(?=[A-Za-z`(])", " ", help_text)  # explanations on lines of their own
+    text = re.sub(r"\n {3,}(?=[A-Za-z`(])", "  ", help_text)  # explanations on lines of their own
     for line in text.splitlines():
         option = re.match(r"  (?:-\w, )?(--[\w-]+(?: [A-Z\[{][\w.{},|\[\] ]*?)?)(?:  |$)", line)
         if option:
