@@ -108,6 +108,32 @@ class FSDP(ModelParallelStrategy):
             min_unit_parameters=self.min_unit_parameters,
         )
 
+    def load_checkpoint(
+        self, checkpoint_path: Any, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """As Lightning's, which takes moments to be in the order of the model's parameters.
+
+        Raises:
+            UserError: they are in the optimiser's order, as those of other strategies.
+        """
+        path = Path(checkpoint_path)
+        if path.is_file():
+            self._check_moments(path)
+        return super().load_checkpoint(checkpoint_path, weights_only)
+
+    def _check_moments(self, path: Path) -> None:
+        assert self.model is not None
+        index = {parameter: i for i, parameter in enumerate(self.model.parameters())}
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        states = content.get("optimizer_states", [])
+        for state, optimizer in zip(states, self.optimizers, strict=False):
+            own = [[index[p] for p in group["params"]] for group in optimizer.param_groups]
+            if [group["params"] for group in state["param_groups"]] != own:
+                raise UserError(
+                    f"{path}: was saved under another strategy, so the run cannot go on under "
+                    "FSDP; its weights can: begin another run with --init_from"
+                )
+
     def on_validation_start(self) -> None:
         """Gather all parameters: processes may hold unequal numbers of evaluation batches."""
         self._hold_whole(True)

@@ -65,7 +65,7 @@ FAULTS = [
     Fault("kill -9 of all that write, shards of FSDP", "kill 0,1 writing 8", (None, None), SILENT, 5, under="fsdp"),
     Fault("kill -9 of one rank that writes, shards of ZeRO-2", "kill 0 writing 8", (None, 1), DEAD.format(0, "saving"), 5, under="zero2"),
     Fault("SIGTERM to one rank in training", "SIGTERM 1 training 7", (75, 75), stopped("SIGTERM", 8), 8),
-    Fault("SIGUSR1 to one rank in validation", "SIGUSR1 0 validation 10", (75, 75), stopped("SIGUSR1", 11), 11),
+    Fault("SIGUSR1 to one rank in validation", "SIGUSR1 0 validation 10", (75, 75), stopped("SIGUSR1", 10), 10),
     Fault("SIGINT to all", "SIGINT 0,1 training 7", (75, 75), stopped("SIGINT", 8), 8),
     Fault("SIGTERM to one rank in saving", "SIGTERM 1 saving 8", (75, 75), stopped("SIGTERM", 9), 9),
     Fault("SIGTERM, and SIGUSR1 while it saves", "SIGTERM 1 training 7;SIGUSR1 0,1 saving 8", (75, 75), stopped("SIGTERM", 8), 8),
