@@ -9,6 +9,7 @@ from gmf_platform.evaluation import ClassificationScores, Guesses, TopK, most_pr
 from gmf_platform.evaluation.class_pictures import compare_classes
 from gmf_platform.evaluation.class_report import ClassReport
 from gmf_platform.evaluation.drawing import Compared
+from gmf_platform.evaluation.per_sample import Row, classification_row
 from gmf_platform.models.batch_augment import BatchAugment
 from gmf_platform.models.classifier import Classifier
 from gmf_platform.models.heads import ClassificationHead
@@ -94,6 +95,11 @@ class ClassificationTask(BaseTask):
         (guesses,) = most_probable(outputs["logits"][index, None], count=3)
         truth = self.class_names[int(batch["labels"][index])]
         return compare_classes(unpadded(batch, index), truth, guesses.named(self.class_names))
+
+    def sample_scores(self, batch: dict[str, Any], outputs: dict[str, Any], index: int) -> Row:
+        """Truth and guess of an image, with their probabilities, and its loss."""
+        label = int(batch["labels"][index])
+        return classification_row(outputs["logits"][index], label, self.class_names)
 
     def class_report(self) -> ClassReport | None:
         """Top-1, confusion and curves of the classes in the last evaluation."""
