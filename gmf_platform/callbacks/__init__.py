@@ -11,6 +11,7 @@ from gmf_platform.callbacks.pictures import Pictures
 from gmf_platform.callbacks.progress import Progress
 from gmf_platform.callbacks.throughput import Throughput
 from gmf_platform.callbacks.watchdog import Watchdog
+from gmf_platform.callbacks.worst import Worst
 
 __all__ = [
     "Charts",
@@ -24,4 +25,5 @@ __all__ = [
     "RunLogger",
     "Throughput",
     "Watchdog",
+    "Worst",
 ]

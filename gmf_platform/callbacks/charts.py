@@ -51,9 +51,7 @@ class Charts(Callback):
 class _Page:
     """The classes of a task at a step."""
 
-    def __init__(
-        self, logger: RunLogger, task: str, class_names: Sequence[str], step: int
-    ) -> None:
+    def __init__(self, logger: RunLogger, task: str, class_names: Sequence[str], step: int) -> None:
         self.logger, self.task, self.names, self.step = logger, task, class_names, step
 
     def write(self, report: ClassReport) -> None:

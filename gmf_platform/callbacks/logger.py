@@ -22,15 +22,18 @@ class RunLogger(TensorBoardLogger):
 
     Args:
         run: the run's folder.
+        texts: by title, as of the config; shown as they stand, of the step that training begins
+            or goes on at.
     """
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, texts: Mapping[str, str] | None = None) -> None:
         super().__init__(save_dir=run, name="", version="")
+        self.texts = texts or {}
         self._logged: dict[str, int | None] = {}
 
     @rank_zero_only
     def resume_at(self, step: int) -> None:
-        """Tell TensorBoard to drop what a killed run logged behind its last checkpoint.
+        """Begin to train: have TensorBoard drop what a killed run logged behind its last checkpoint.
 
         Args:
             step: events of this step and later ones are dropped.
@@ -38,6 +41,9 @@ class RunLogger(TensorBoardLogger):
         writer = self.experiment.file_writer
         writer.add_event(Event(step=step, file_version="brain.Event:2"))
         writer.add_event(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
+        for title, text in self.texts.items():
+            block = "\n".join(f"    {line}" for line in text.splitlines())  # Markdown's for code
+            self.experiment.add_text(title, block, step)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log once for each step, and without Lightning's ``epoch``: the whole run is one of them."""
@@ -48,12 +54,6 @@ class RunLogger(TensorBoardLogger):
         }
         self._logged |= dict.fromkeys(own, step)
         super().log_metrics(own, step)
-
-    @rank_zero_only
-    def add_text(self, title: str, text: str, *, step: int = 0) -> None:
-        """Show a text as it stands, in letters of one width."""
-        indented = "\n".join(f"    {line}" for line in text.splitlines())  # a block of Markdown's
-        self.experiment.add_text(title, indented, step)
 
     @rank_zero_only
     def add_picture(self, tag: str, picture: NDArray[np.uint8], *, step: int) -> None:

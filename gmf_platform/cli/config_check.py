@@ -27,6 +27,7 @@ CALLBACKS = {
     "magnitudes": "gmf_platform.callbacks.Magnitudes",
     "charts": "gmf_platform.callbacks.Charts",
     "pictures": "gmf_platform.callbacks.Pictures",
+    "worst": "gmf_platform.callbacks.Worst",
     "average": "gmf_platform.callbacks.MovingAverage",
 }
 """Default callbacks by the key that sets them, so that no overlay drops one by accident."""

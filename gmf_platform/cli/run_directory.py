@@ -43,6 +43,7 @@ _MAY_DIFFER = (
     "magnitudes",
     "charts",
     "pictures",
+    "worst",
     "guard",
     "watchdog",
 )

@@ -95,7 +95,9 @@ def confusion_chart(class_names: Sequence[str], confusion: NDArray[np.int64]) ->
     shares = (confusion / np.maximum(totals, 1))[np.ix_(labels, labels)]
     cell, font = 30, ImageFont.load_default(_LETTER)
     edge = _NAME + _LINE
-    canvas = Image.new("RGB", (edge + len(labels) * cell + 4, edge + len(labels) * cell + 4), "white")
+    canvas = Image.new(
+        "RGB", (edge + len(labels) * cell + 4, edge + len(labels) * cell + 4), "white"
+    )
     draw = ImageDraw.Draw(canvas)
     draw.text((edge - 6, edge - _LINE), "true \\ predicted", _INK, font, anchor="ra")
     for i, name in enumerate(names):
