@@ -63,7 +63,9 @@ def _leaves(node: yaml.MappingNode, above: Sequence[str]) -> Iterator[tuple[str,
         if isinstance(value, yaml.MappingNode) and value.value:
             yield from _leaves(value, keys)
         else:
-            yield canonical(".".join(keys)), key_node.start_mark.line
+            is_one = isinstance(value, yaml.ScalarNode) and value.style not in ("|", ">")
+            mark = value.end_mark if is_one else key_node.start_mark  # long texts are wrapped
+            yield canonical(".".join(keys)), mark.line
 
 
 def _origin(key: str, sources: Sources) -> str:

@@ -195,9 +195,9 @@ def _check_value(entry: Entry, parameter: Parameter | None, classes: Classes) ->
 
 def _example(key: str, classes: Classes) -> str:
     signature = classes[key]
-    names = [f"{key}.{name}" for name in (signature.parameters if signature else ())]
-    names = [name.removeprefix(f"{key}.") for name in names if name not in LINKED]
-    return f", e.g. {names[0]}: VALUE" if names else ""
+    names = signature.parameters if signature else ()
+    first = next((name for name in names if f"{key}.{name}" not in LINKED), None)
+    return f", e.g. {first}: VALUE" if first else ""
 
 
 def _unexpected(entry: Entry, expected: str, choices: Sequence[str] = ()) -> UserError:

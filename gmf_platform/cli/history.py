@@ -105,8 +105,8 @@ def status(folder: RunDirectory, last_step: int) -> str:
 def _is_alive(folder: RunDirectory) -> bool:
     """Whether a process holds the run's lock; nothing is left locked or changed."""
     try:
-        with (folder.path / "lock").open("r+") as lock:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with (folder.path / "lock").open() as lock:  # a run of someone else can be read alone
+            fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
     except OSError:

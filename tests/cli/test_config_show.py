@@ -1,4 +1,10 @@
+from argparse import Namespace
+
 import yaml
+
+from gmf_platform.cli.arguments import Arguments
+from gmf_platform.cli.config import with_origins
+from gmf_platform.cli.sources import Sources
 
 
 def shown(gmf, *words):
@@ -52,3 +58,12 @@ def test_errors_are_those_of_other_verbs(gmf):
     assert "did you mean 'crop_size'?" in result.err
     assert gmf("config").code == 2
     assert gmf("config", "hide").code == 2
+
+
+def test_the_comment_of_a_wrapped_text_is_behind_it(tmp_path):
+    """YAML breaks long texts, and inside of one a comment would be a part of it."""
+    tree = {"data": {"root": "a folder " * 20, "name": 'said "so" ' * 20, "lines": "a\nb\n"}}
+    text = yaml.safe_dump(tree) + "model: |\n  one\n  two\n"
+    said = with_origins(text, Sources(Arguments(Namespace(), [], [("data.root", "x")])))
+    assert yaml.safe_load(said) == yaml.safe_load(text)
+    assert said.count("  # ") == 4

@@ -1,4 +1,5 @@
 import math
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -84,10 +85,14 @@ def random_objects(draw, count):
 def reference(kind, true, guessed, image):
     """pycocotools over a set of images, asked for one of them."""
     coco = COCO()
-    coco.dataset = {"images": [{"id": i} for i in (1, 2)], "annotations": true}
+    coco.dataset = {
+        "images": [{"id": i, "height": 64, "width": 64} for i in (1, 2)],
+        "annotations": true,
+    }
     coco.dataset["categories"] = [{"id": i} for i in range(3)]
     coco.createIndex()
-    evaluation = COCOeval(coco, coco.loadRes(guessed), kind)
+    results = coco.loadRes(deepcopy(guessed))  # which adds to them
+    evaluation = COCOeval(coco, results, kind)
     evaluation.params.imgIds = [image]
     evaluation.evaluate()
     evaluation.accumulate()
