@@ -71,7 +71,7 @@ class _Page:
         self.logger.add_picture(tag, picture, step=self.step)
 
     def _scalars(self, score: str, values: Sequence[float], labels: Sequence[int]) -> None:
-        group = self._joined("class", score)
+        group = f"val_{self._joined(score)}"  # behind `val` in TensorBoard's order
         named = {f"{group}/{self._class(i)}": values[i] for i in labels}
         known = {tag: value for tag, value in named.items() if not math.isnan(value)}
         self.logger.log_metrics(known, step=self.step)

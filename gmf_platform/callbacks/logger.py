@@ -1,16 +1,19 @@
 """TensorBoard events in the run's own folder, one clean curve over all restarts."""
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
+from PIL import Image
 from tensorboard.compat.proto.event_pb2 import (  # type: ignore[import-untyped]
     Event,
     SessionLog,
 )
+from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 
 from gmf_platform.evaluation.precision_recall import THRESHOLDS, Curve
 
@@ -56,9 +59,18 @@ class RunLogger(TensorBoardLogger):
         super().log_metrics(own, step)
 
     @rank_zero_only
-    def add_picture(self, tag: str, picture: NDArray[np.uint8], *, step: int) -> None:
-        """Show a picture (H, W, 3)."""
-        self.experiment.add_image(tag, picture, step, dataformats="HWC")
+    def add_picture(
+        self, tag: str, picture: NDArray[np.uint8], *, step: int, photos: bool = False
+    ) -> None:
+        """Show a picture (H, W, 3); one of photographs as JPEG, a tenth of the size of a PNG."""
+        file = BytesIO()
+        Image.fromarray(picture).save(file, format="JPEG" if photos else "PNG", quality=90)
+        height, width = picture.shape[:2]
+        image = Summary.Image(
+            height=height, width=width, colorspace=3, encoded_image_string=file.getvalue()
+        )
+        summary = Summary(value=[Summary.Value(tag=tag, image=image)])
+        self.experiment.file_writer.add_summary(summary, step)
 
     @rank_zero_only
     def add_curve(self, tag: str, curve: Curve, *, step: int) -> None:

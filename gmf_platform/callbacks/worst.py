@@ -1,5 +1,6 @@
 """Pictures of the validation images that a model is worst at."""
 
+import math
 from bisect import insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -59,10 +60,10 @@ class Worst(Callback):
             worst = self._seen[name]
             for i, image_id in enumerate(part["ids"]):
                 row = task.sample_scores(part, output, i)
-                score = decisive_score(row)
-                if score is None or (len(worst) == self.count and score >= worst[-1].score):
+                title, score = decisive_score(row) or ("", math.inf)
+                if score >= (worst[-1].score if len(worst) == self.count else math.inf):
                     continue
-                caption = f"{image_id}  {score:.3f} {row.get('worst_class', '')}"
+                caption = f"{image_id}  {title} {score:.3f} {row.get('worst_class', '')}"
                 seen = _Seen(score, caption, task.compared(part, output, i))
                 insort(worst, seen, key=lambda other: other.score)
                 del worst[self.count :]
@@ -80,7 +81,7 @@ class Worst(Callback):
             tag = "/".join(filter(None, ("val", name, "worst")))
             for logger in trainer.loggers:
                 if isinstance(logger, RunLogger):
-                    logger.add_picture(tag, picture, step=trainer.global_step - 1)
+                    logger.add_picture(tag, picture, step=trainer.global_step - 1, photos=True)
 
     def _is_wanted(self, trainer: Trainer) -> bool:
         return self.count > 0 and trainer.state.fn == "fit" and not trainer.sanity_checking

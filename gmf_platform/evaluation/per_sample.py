@@ -29,10 +29,13 @@ DECISIVE = ("iou", "mask_ap", "box_ap", "probability")
 """What images are sorted by, here and in `show`: the first that a row has; small is bad."""
 
 
-def decisive_score(row: Row) -> float | None:
-    """The score of `DECISIVE` that a row has; None if it has none, or none that is defined."""
-    score = float(next((row[name] for name in DECISIVE if name in row), math.nan))
-    return None if math.isnan(score) else score
+def decisive_score(row: Row) -> tuple[str, float] | None:
+    """Name and value of the score of `DECISIVE` that a row has; None if it has no defined one."""
+    for name in DECISIVE:
+        if name in row:
+            value = float(row[name])
+            return None if math.isnan(value) else (name, value)
+    return None
 
 
 def classification_row(logits: Tensor, label: int, class_names: Sequence[str]) -> Row:
