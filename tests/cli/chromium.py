@@ -27,9 +27,10 @@ _WALK = """
 _TEXT = f"""
 {_WALK}
   .filter((n) => n.nodeType === Node.TEXT_NODE && n.data.trim()
-    && !["STYLE", "SCRIPT"].includes(n.parentNode.nodeName))
+    && !["STYLE", "SCRIPT", "NOSCRIPT"].includes(n.parentNode.nodeName))
   .map((n) => n.data.trim()).join("\\n")
 """
+_SLIDERS = f'{_WALK}.filter((n) => n.nodeName === "PAPER-SLIDER").map((n) => n.max)'
 _PICTURES = f"""
 {_WALK}
   .filter((n) => n.nodeName === "IMG" && n.complete && n.naturalWidth > 0)
@@ -42,17 +43,17 @@ class Chromium:
 
     Args:
         profile: a new folder.
-        width, height: of the window, pixels.
+        size: width and height of the window, pixels.
     """
 
-    def __init__(self, profile, *, width=1600, height=1200):
+    def __init__(self, profile, *, size=(1600, 1200)):
         to_read, self._to_write = os.pipe()
         self._from_read, from_write = os.pipe()
         words = [
             *(PROGRAM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
             *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
             *("--disable-sync", "--disable-dev-shm-usage", "--remote-debugging-pipe"),
-            *(f"--user-data-dir={profile}", f"--window-size={width},{height}", "about:blank"),
+            *(f"--user-data-dir={profile}", f"--window-size={size[0]},{size[1]}", "about:blank"),
         ]
         # It reads from file 3 and writes to file 4.
         wire = f'exec "$0" "$@" 3<&{to_read} 4>&{from_write}'
@@ -98,12 +99,16 @@ class Chromium:
         """Width and height of each picture that has been loaded."""
         return self._value(_PICTURES)
 
+    def sliders(self):
+        """The last place of each slider, from 0."""
+        return self._value(_SLIDERS)
+
     def _value(self, script):
         result = self.ask("Runtime.evaluate", expression=script, returnByValue=True)
         return result["result"].get("value")
 
-    def wait_for(self, look, timeout=60):
-        """What ``look()`` gives, as soon as that is true of anything."""
+    def wait_for(self, look, timeout=120):
+        """What ``look()`` gives, as soon as that is not nothing."""
         end = time.monotonic() + timeout
         while not (found := look()):
             assert time.monotonic() < end, f"not seen within {timeout} s; the page:\n{self.text()}"
