@@ -37,9 +37,10 @@ class Logger(RunLogger):
         self.pictures.append((tag, picture, step))
 
 
-def make_trainer(rank=0, *, sanity_checking=False, verb="fit"):
+def make_trainer(rank=0, *, sanity_checking=False, verb="fit", world_size=1):
     return SimpleNamespace(
         global_rank=rank,
+        world_size=world_size,
         sanity_checking=sanity_checking,
         global_step=7,
         state=SimpleNamespace(fn=verb),
@@ -50,6 +51,7 @@ def make_trainer(rank=0, *, sanity_checking=False, verb="fit"):
 def validate(callback, trainer, *batches):
     """Returns the images that were drawn."""
     drawn = []
+    trainer.num_val_batches = [len(batches)]
     callback.on_validation_start(trainer, Task())
     for number, scores in enumerate(batches):
         batch = {"ids": [str(score) for score in scores], "scores": scores}
@@ -81,6 +83,14 @@ def test_what_has_no_score_is_passed_over():
     trainer = make_trainer()
     validate(Worst(count=4), trainer, [float("nan"), 30])
     assert greys(trainer) == [30]
+
+
+@pytest.mark.parametrize(("world_size", "expected"), [(1, [10, 40, 70]), (2, [10, 70])])
+def test_of_many_images_a_part_is_scored(world_size, expected):
+    """Evenly spaced: of nine batches every third, or of two processes' every sixth."""
+    trainer = make_trainer(world_size=world_size)
+    validate(Worst(count=9, among=3), trainer, *([score] for score in range(10, 100, 10)))
+    assert greys(trainer) == expected
 
 
 @pytest.mark.parametrize("setting", [{"sanity_checking": True}, {"verb": "validate"}])
