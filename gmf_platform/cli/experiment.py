@@ -30,12 +30,12 @@ from gmf_platform.callbacks import (
 )
 from gmf_platform.cli.arguments import Arguments
 from gmf_platform.cli.config_check import check_keys
-from gmf_platform.cli.device import default_precision
 from gmf_platform.cli.launch import as_launched
 from gmf_platform.cli.precheck import NO_WEIGHTS
 from gmf_platform.cli.sources import Sources, canonical
 from gmf_platform.distributed.checkpoint_io import AtomicCheckpointIO
 from gmf_platform.errors import UserError
+from gmf_platform.models.precision import default_precision
 from gmf_platform.models.weights import LoadReport, load_weights, read_facts
 from gmf_platform.tasks import BaseTask
 
@@ -188,6 +188,7 @@ class Experiment:
         torch.set_float32_matmul_precision("high")  # TF32 in what float32 remains
         built = self.cli.build()
         self.datamodule, self.task = built.data, built.model
+        self.task.config = self.yaml
         callbacks = [] if quiet else [built[key] for key in CALLBACKS]
         callbacks += [] if quiet else [Progress(built.throughput)]
         precision = trainer_keys.precision or default_precision(trainer_keys.accelerator)

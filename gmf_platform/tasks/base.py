@@ -75,6 +75,7 @@ class BaseTask(LightningModule):
         seed: of everything random on the device, with the step and the process.
 
     Attributes:
+        config: the resolved one (YAML) that this is built from, for checkpoints; None: unknown.
         batch_losses: of the training batch at hand, by name; ``loss`` is their sum.
         headline: scores to be named after each validation of a run; none: all of them.
     """
@@ -107,6 +108,8 @@ class BaseTask(LightningModule):
         self.layer_decay, self.lr_factors = layer_decay, lr_factors
         self.frozen_stages, self._frozen = frozen_stages, list[nn.Module]()
         self.norm, self.compiled, self.seed = norm, compile, seed
+        self.config: str | None = None
+        self._validated_step = -1
         self.batch_losses: dict[str, Tensor] = {}
         self._step_losses: dict[str, Tensor | float] = {}
 
@@ -248,8 +251,18 @@ class BaseTask(LightningModule):
         return {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what a model needs beyond its tensors."""
-        checkpoint["gmf_platform"] = {"class_names": self.class_names}
+        """Keep what a model needs beyond its tensors, and how well it did."""
+        facts: dict[str, Any] = {"class_names": self.class_names}
+        if self.config is not None:
+            facts["config"] = self.config
+        if self._validated_step == self.global_step:
+            scores = self.trainer.callback_metrics.items()
+            facts["scores"] = {name: float(x) for name, x in scores if name.startswith("val/")}
+        checkpoint["gmf_platform"] = facts
+
+    def on_validation_start(self) -> None:
+        """Note which weights the scores will be of."""
+        self._validated_step = self.global_step
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let a run go on with another accumulation, as it must on another number of devices.
