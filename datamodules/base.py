@@ -154,6 +154,16 @@ class BaseDataModule(LightningDataModule):
         batches = EvalBatches(self.eval_groups(dataset), rank=rank, world_size=world_size)
         return Loader(dataset, batches, **self._loading(training=False))
 
+    def resizing(self) -> dict[str, Any]:
+        """How evaluation brings an image to the network's size, for programs without this package.
+
+        Returns:
+            Plain types: ``short`` and ``long``, the sides to fit into; or ``short``, ``centre``
+            (the side of the square that is cut out) and ``interpolation``. Empty: images stay as
+            they are.
+        """
+        return {}
+
     def predict_groups(self, sources: Sequence[ImageSource]) -> list[list[int]]:
         """Which images share a batch of prediction, at most ``eval_batch_size``.
 

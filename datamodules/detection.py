@@ -149,6 +149,10 @@ class DetectionDataModule(BaseDataModule):
         """Images as in evaluation."""
         return DetectionImages(sources, self._eval_scales())
 
+    def resizing(self) -> dict[str, Any]:
+        """The two sides."""
+        return {"short": self.short, "long": self.long}
+
     def inspectable(self, split: str) -> InspectableDetections:
         """The split for `check-data`."""
         return InspectableDetections(self.images(split))

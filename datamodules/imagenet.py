@@ -200,6 +200,15 @@ class ImageNet(BaseDataModule):
         """Images with the evaluation transform."""
         return ImagesOfClasses(sources, self._eval_transform)
 
+    def resizing(self) -> dict[str, Any]:
+        """Short side, cut and kernel."""
+        transform = self._eval_transform
+        return {
+            "short": transform.resize,
+            "centre": transform.image_size,
+            "interpolation": transform.interpolation,
+        }
+
     def predict_groups(self, sources: Sequence[ImageSource]) -> list[list[int]]:
         """Neighbours share a batch, since all come out at one size."""
         return self.eval_groups(self.predict_dataset(sources))

@@ -277,6 +277,10 @@ class SegmentationDataModule(BaseDataModule):
         """Images with the evaluation transform."""
         return ImageFiles(sources, self._eval_transform())
 
+    def resizing(self) -> dict[str, Any]:
+        """The two sides."""
+        return {"short": min(self.scale), "long": max(self.scale)}
+
     def inspectable(self, split: str) -> InspectablePairs:
         """The split for `check-data`."""
         return InspectablePairs(self.pairing(split), self.code)

@@ -53,7 +53,7 @@ class EvalTransform:
                 f"data.eval_resize: a short side of {resize} pixels is less than "
                 f"data.image_size {image_size}"
             )
-        self.image_size, self.resize = image_size, resize
+        self.image_size, self.resize, self.interpolation = image_size, resize, interpolation
         self.resample = _PILLOW[interpolation]
 
     def __call__(self, data: bytes, *, name: str) -> tuple[Image8, tuple[int, int]]:

@@ -38,6 +38,7 @@ class TrainedModel:
     Args:
         task: with trained weights.
         datamodule: brings images to the size that the model was evaluated at.
+        path: the file that they come from.
         config: of the run, resolved.
         facts: what the model's file says beside its tensors, see `read_facts`.
         device: to predict on.
@@ -52,13 +53,14 @@ class TrainedModel:
         task: LightningModule,
         datamodule: BaseDataModule,
         *,
+        path: Path,
         config: Mapping[str, Any],
         facts: Mapping[str, Any],
         device: torch.device,
     ) -> None:
         self.task = task.to(device).eval().requires_grad_(False)
-        self.datamodule, self.config, self.facts = datamodule, config, facts
-        self.device = device
+        self.datamodule, self.device = datamodule, device
+        self.path, self.config, self.facts = path, config, facts
         self.class_names: list[str] = list(facts["class_names"])
         precision = (config.get("trainer") or {}).get("precision")
         self._dtype = _AUTOCAST.get(str(precision or default_precision(device.type)))
@@ -138,7 +140,7 @@ def load(
     task = _built(LightningModule, settings["model"], checkpoint)
     _fill(task, checkpoint)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return TrainedModel(task, data, config=settings, facts=facts, device=chosen)
+    return TrainedModel(task, data, path=checkpoint, config=settings, facts=facts, device=chosen)
 
 
 def _checkpoint(path: Path) -> Path:
