@@ -128,6 +128,8 @@ def _images(model: "TrainedModel", sources: Sequence[Path] | None) -> "list[Tens
     Raises:
         UserError: none are named, and the data is not at hand.
     """
+    from gmf_platform.deploy.export import LEAST
+
     data = model.datamodule
     data.eval_batch_size = 1
     if sources is not None:
@@ -141,11 +143,15 @@ def _images(model: "TrainedModel", sources: Sequence[Path] | None) -> "list[Tens
                 f"export: needs real images to compare on: name some with --images, since the "
                 f"validation split is not at hand ({error})"
             ) from None
-    return [
+    images = [
         batch["images"][:, :, :height, :width].permute(0, 2, 3, 1).contiguous()
         for batch in islice(batches, None if sources else _IMAGES)
         for height, width in batch["sizes"].tolist()
+        if min(height, width) >= LEAST
     ]
+    if not images:
+        raise UserError(f"export: all images have a side of less than {LEAST} pixels when resized")
+    return images
 
 
 def _copy_runner(path: Path) -> None:

@@ -83,7 +83,7 @@ def model_card(
     facts = {
         "Task": about["task"],
         "Model": f"{_variant(model)}, {_parameters(model) / 1e6:.2f} M parameters",
-        "Data": f"{data['class_path']}, {Path(data['init_args']['root']).name}",
+        "Data": f"{data['class_path']}, {Path(data['init_args'].get('root', '')).name}",
         "Classes": f"{len(names)}: {', '.join(names[:_NAMED])}{more}",
         "Score": _score(model.facts),
         "Licence": licence or "not stated: ask whoever trained it; the data's terms may apply too",

@@ -21,7 +21,7 @@ from gmf_platform.deploy.agreement import difference
 from gmf_platform.deploy.graphs import Graph
 from gmf_platform.errors import UserError
 
-__all__ = ["Exported", "Format", "check_installed", "exported", "traced"]
+__all__ = ["LEAST", "Exported", "Format", "check_installed", "exported", "traced"]
 
 Format = Literal["onnx", "torch_export"]
 
@@ -118,7 +118,8 @@ def exported(
         images: uint8 (1, H, W, 3), of any sizes; the first is also run as a batch of three.
 
     Raises:
-        UserError: the exporter fails, or the file does not agree with the model.
+        UserError: the exporter fails, the file does not agree with the model, or nothing was
+            found that could be compared.
     """
     path = folder / _FILES[kind]
     try:
@@ -128,9 +129,22 @@ def exported(
         raise UserError(f"export: {kind}: {_first_line(error)}") from error
     batch = torch.cat([images[0], images[0].flip(2), images[0].flip(1)])
     score = about["min_score"]
-    gaps = [difference(model, run(x), x, min_score=score) for x in (*images, batch)]
+    found = [(x, run(x)) for x in (*images, batch)]
+    _refuse_nothing(graph, [outputs for _, outputs in found], score)
+    gaps = [difference(model, outputs, x, min_score=score) for x, outputs in found]
     seconds, torch_seconds = _timed(lambda: run(images[0]), lambda: _eager(graph, images[0]))
     return Exported(path, path.stat().st_size / 1e6, seconds, torch_seconds, max(gaps))
+
+
+def _refuse_nothing(
+    graph: Graph, found: Sequence[dict[str, NDArray[Any]]], min_score: float
+) -> None:
+    if graph.task == "detection" and all((x["scores"] < min_score).all() for x in found):
+        best = max(float(x["scores"].max()) for x in found)
+        raise UserError(
+            f"export: nothing on the images scores {min_score} (the best is {best:.2f}), so there "
+            "is nothing to compare: name others with --images, or lower --min-score"
+        )
 
 
 def _write_onnx(
@@ -140,6 +154,7 @@ def _write_onnx(
         program,
         input_names=["images"],
         output_names=list(outputs),
+        dynamic_shapes={"images": dict(enumerate(("batch", "height", "width")))},  # their names
         dynamo=True,
         external_data=False,
     )

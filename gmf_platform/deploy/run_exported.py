@@ -20,6 +20,9 @@ from PIL import Image, ImageDraw, ImageOps
 
 __all__ = ["Model"]
 
+_LEAST = 64
+"""Pixels of a side that the network needs."""
+
 _KERNELS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -50,6 +53,8 @@ class Model:
         """
         image = ImageOps.exif_transpose(image).convert("RGB")
         pixels = self.prepared(np.asarray(image))
+        if min(pixels.shape[:2]) < _LEAST:
+            raise ValueError(f"the image is too thin: {pixels.shape[:2]} after resizing")
         names = [output.name for output in self.session.get_outputs()]
         arrays = self.session.run(None, {"images": pixels[None]})
         found = {name: array[0] for name, array in zip(names, arrays, strict=True)}

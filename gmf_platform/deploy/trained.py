@@ -136,7 +136,9 @@ def load(
     data_settings["num_workers"] = 0
     data: BaseDataModule = _built(LightningDataModule, settings["data"], checkpoint)
     facts = {**facts, "class_names": names or list(data.class_names)}
-    settings["model"].setdefault("init_args", {})["class_names"] = facts["class_names"]
+    # One image does not pay for a compilation.
+    changes = {"class_names": facts["class_names"], "compile": False}
+    settings["model"]["init_args"] = settings["model"].get("init_args", {}) | changes
     task = _built(LightningModule, settings["model"], checkpoint)
     _fill(task, checkpoint)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
