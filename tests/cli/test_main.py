@@ -38,6 +38,15 @@ OPTIONS = {
     "check-data": ["--config", "--help", "--overwrite", "--sheet", "--workers"],
     "new": ["--help"],
     "convert": ["--help", "--overwrite"],
+    "export": [
+        "--config",
+        "--format",
+        "--help",
+        "--images",
+        "--licence",
+        "--min-score",
+        "--overwrite",
+    ],
     "sample-data": ["--help", "--seed", "--size", "--train", "--val"],
     "shard-data": [
         "--help",
