@@ -6,6 +6,8 @@ import torch
 from PIL import Image
 
 import gmf_platform
+from gmf_platform.deploy import export
+from gmf_platform.deploy.agreement import Disagreement
 from gmf_platform.deploy.export import _refuse_nothing, exported, traced
 from gmf_platform.deploy.graphs import Graph, graph_of
 from gmf_platform.deploy.run_exported import Model
@@ -56,6 +58,26 @@ def test_files_agree_at_any_size(save, tmp_path, kind):
             boxes = np.array([x["box"] for x in theirs["objects"]])
             # Pixels of the resized image may differ by a grey level.
             assert np.abs(boxes.clip(0, (size[::-1] * 2)) - ours.boxes).max() < 1
+
+
+@pytest.mark.parametrize("error", [0.0, 0.01])
+def test_a_file_that_differs_is_refused(tasks, tmp_path, monkeypatch, error):
+    """With a writer whose file gives every probability an error, of a batch only."""
+    model = tasks("classification").model
+    graph = graph_of(model)
+
+    def write(program, path, outputs, about):
+        path.write_bytes(b"12")
+        return lambda x: {"probabilities": graph(x)[0].numpy() + error * (len(x) > 1)}
+
+    monkeypatch.setitem(export._WRITERS, "onnx", write)
+    images = [torch.from_numpy(np.array(coarse(64, 70)))[None]]
+    words = {"graph": graph, "model": model, "about": {"min_score": 0.3}, "images": images}
+    if error:
+        with pytest.raises(Disagreement, match="a probability by 0.01"):
+            exported(None, "onnx", tmp_path, **words)
+    else:
+        assert exported(None, "onnx", tmp_path, **words).megabytes == 2e-6
 
 
 def test_nothing_to_compare():
