@@ -74,7 +74,7 @@ def test_a_file_that_differs_is_refused(tasks, tmp_path, monkeypatch, error):
     images = [torch.from_numpy(np.array(coarse(64, 70)))[None]]
     words = {"graph": graph, "model": model, "about": {"min_score": 0.3}, "images": images}
     if error:
-        with pytest.raises(Disagreement, match="a probability by 0.01"):
+        with pytest.raises(Disagreement, match=r"a probability by 0\.01"):
             exported(None, "onnx", tmp_path, **words)
     else:
         assert exported(None, "onnx", tmp_path, **words).megabytes == 2e-6
