@@ -5,7 +5,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from io import StringIO
@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental import _config as config
 
 from gmf_platform.deploy.agreement import difference
 from gmf_platform.deploy.graphs import Graph
@@ -82,7 +83,7 @@ def traced(graph: Graph) -> ExportedProgram:
     # Sides and number all differ, so that none is taken for another.
     example = torch.zeros(2, 200, 330, 3, dtype=torch.uint8)
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), _quiet(), _any_size():
             return torch.export.export(
                 graph,
                 (example,),
@@ -210,6 +211,15 @@ def _timed(*calls: Callable[[], Any]) -> list[float]:
             seconds.append(time.perf_counter() - begun)
         rounds.append(seconds)
     return [statistics.median(column) for column in zip(*rounds[1:], strict=True)]
+
+
+def _any_size() -> AbstractContextManager[None]:
+    """Take sizes of 1 for sizes like others, as torch.onnx does when it traces by itself.
+
+    The coarsest map of a small image has a side of 1, which would else be ruled out.
+    """
+    context: AbstractContextManager[None] = config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+    return context
 
 
 @contextmanager
