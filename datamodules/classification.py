@@ -19,7 +19,7 @@ from datamodules.images import (
     name_of,
     read_source,
 )
-from datamodules.transforms.classification import EvalTransform, TrainTransform
+from datamodules.transforms.classification import CommonTransform, EvalTransform, TrainTransform
 from gmf_platform.distributed.order import SampleKey
 
 __all__ = ["ClassificationDataset", "ImagesOfClasses", "InspectableClasses", "collate_images"]
@@ -39,7 +39,7 @@ class ClassificationDataset(Dataset[dict[str, Any]]):
         self,
         samples: ClassSamples,
         root: Path,
-        transform: TrainTransform | EvalTransform,
+        transform: TrainTransform | EvalTransform | CommonTransform,
         *,
         seed: int,
     ) -> None:
@@ -125,6 +125,10 @@ class InspectableClasses:
     def problems(self) -> list[DataError]:
         """Classes without images, folders that are no class."""
         return list(self._problems)
+
+    def notes(self) -> list[str]:
+        """Nothing is left out."""
+        return []
 
     def inspect(self, index: int) -> Finding:
         """Decode an image."""

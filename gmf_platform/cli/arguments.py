@@ -10,6 +10,7 @@ from shutil import rmtree
 from tempfile import mkdtemp
 from typing import Any
 
+from gmf_platform.cli.task_overlays import is_removal, overlaid
 from gmf_platform.errors import UserError
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "VerbParser",
     "find_config",
     "parse_arguments",
+    "positive",
     "shipped_folder",
 ]
 
@@ -92,8 +94,10 @@ class Arguments:
 
     def for_parser(self) -> list[str]:
         """The arguments for the config parser: files first, so that overrides win anywhere."""
-        files = [word for path in self.configs for word in ("--config", str(path))]
-        return files + [f"--{key}={value}" for key, value in self.overrides]
+        removed = [key for key, value in self.overrides if is_removal(key, value)]
+        files = [word for text in overlaid(self.configs, removed) for word in ("--config", text)]
+        rest = [(key, value) for key, value in self.overrides if not is_removal(key, value)]
+        return files + [f"--{key}={value}" for key, value in rest]
 
 
 def parse_arguments(parser: VerbParser, argv: Sequence[str]) -> Arguments:
@@ -130,6 +134,13 @@ def _pairs(words: Sequence[str]) -> Sequence[tuple[str, str]]:
             value = queue.pop(0)
         pairs.append((key, value))
     return pairs
+
+
+def positive(text: str) -> int:
+    """A number from 1, for an option."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1")
+    return int(text)
 
 
 def shipped_folder(name: str) -> Path:
@@ -169,7 +180,7 @@ def _config_in(checkpoint: Path) -> Path:
     if beside.is_file():
         return beside
     from gmf_platform.cli.precheck import check_checkpoint
-    from gmf_platform.models.weight_files import read_facts
+    from gmf_platform.models.weights import read_facts
 
     check_checkpoint(checkpoint)
     config = read_facts(checkpoint).get("config")

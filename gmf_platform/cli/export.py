@@ -1,7 +1,8 @@
 """export: a trained model as ONNX or as a program of torch.export."""
 
 import shutil
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +16,8 @@ from gmf_platform.errors import ExitCode, UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gmf_platform.deploy.export import Exported
+    from gmf_platform.deploy.graphs import Graph
     from gmf_platform.deploy.trained import TrainedModel
 
 __all__ = ["run"]
@@ -33,15 +36,74 @@ def run(verb: str, argv: Sequence[str]) -> int:
         raise UserError(f"export: {folder} is not empty; --overwrite replaces what is exported")
     sources = list(find_images(options.images)) if options.images else None
 
-    from gmf_platform.deploy.card import model_card
-    from gmf_platform.deploy.export import check_installed, exported, traced
-    from gmf_platform.deploy.graphs import graph_of
+    from gmf_platform.deploy.export import check_installed
     from gmf_platform.deploy.trained import load
 
     check_installed(options.format)
-    model = load(options.checkpoint, device="cpu", config=options.config)
-    graph = graph_of(model.task.model)  # type: ignore[arg-type]
-    images = _images(model, sources)
+    models = _chosen(load(options.checkpoint, device="cpu", config=options.config), options.task)
+    # What cannot be exported is refused before the slow part.
+    graphs = {name: _graph(name, models) for name in models}
+    images = {name: _images(model, sources) for name, model in models.items()}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as made:
+        said = [
+            _export(model, graphs[name], images[name], Path(made, name), options)
+            for name, model in models.items()
+        ]
+        for name in models:
+            shutil.copytree(Path(made, name), folder / name, dirs_exist_ok=True)
+    for name, lines in zip(models, said, strict=True):
+        print(f"{folder / name}:", *lines, sep="\n  ")
+    return ExitCode.DONE
+
+
+def _chosen(model: "TrainedModel", names: Sequence[str] | None) -> "dict[str, TrainedModel]":
+    """What to export, by the folder it goes to inside OUT.
+
+    Raises:
+        UserError: there is no such task.
+    """
+    parts = model.parts()
+    if not parts and not names:
+        return {"": model}
+    for name in names or ():
+        if name not in parts:
+            there = f"there are {', '.join(parts)}" if parts else "the model is of one task alone"
+            raise UserError(f"export: --task {name}: there is no such task; {there}")
+    return {name: parts[name] for name in names or parts}
+
+
+def _graph(name: str, models: "Mapping[str, TrainedModel]") -> "Graph":
+    """The graph of one of the models.
+
+    Raises:
+        UserError: it cannot be exported; how the others can is said.
+    """
+    from gmf_platform.deploy.graphs import graph_of
+
+    try:
+        return graph_of(models[name].task.model)
+    except UserError as error:
+        others = " ".join(other for other in models if other != name)
+        if not others:
+            raise
+        raise UserError(
+            f"{error}. That is the task {name}: --task {others} leaves it out"
+        ) from None
+
+
+def _export(
+    model: "TrainedModel",
+    graph: "Graph",
+    images: "Sequence[Tensor]",
+    folder: Path,
+    options: Namespace,
+) -> list[str]:
+    """Write all files of a single task to a folder; returns what there is to say of them."""
+    from gmf_platform import deploy
+    from gmf_platform.deploy.card import model_card
+    from gmf_platform.deploy.export import exported, traced
+
     about = {
         "task": graph.task,
         "class_names": model.class_names,
@@ -49,42 +111,36 @@ def run(verb: str, argv: Sequence[str]) -> int:
         "min_score": options.min_score,
     }
     program = traced(graph)
-    folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder, prefix=".export-") as name:
-        made = Path(name)
-        files = [
-            exported(
-                program,
-                kind,
-                made,
-                graph=graph,
-                model=model.task.model,  # type: ignore[arg-type]
-                about=about,
-                images=images,
-            )
-            for kind in options.format
-        ]
-        card = model_card(
-            model,
-            files,
-            about=about,
-            source=f"{model.path.name} ({content_hash(model.path)})",
-            licence=options.licence,
-            size=(images[0].shape[1], images[0].shape[2]),
-            images=len(images),
+    folder.mkdir(exist_ok=True)
+    files = [
+        exported(
+            program, kind, folder, graph=graph, model=model.task.model, about=about, images=images
         )
-        (made / "README.md").write_text(card, encoding="utf-8")
-        if "onnx" in options.format:
-            _copy_runner(made / "run.py")
-        written = [path.replace(folder / path.name) for path in sorted(made.iterdir())]
-    for file in files:
-        print(
-            f"{file.path.name:<11} {file.megabytes:.1f} MB, {1e3 * file.seconds:.0f} ms an image "
-            f"({1e3 * file.torch_seconds:.0f} ms in PyTorch); agrees with PyTorch on {len(images)} "
-            f"images to {file.difference:.1e}"
-        )
-    print(f"{folder}: {', '.join(path.name for path in written)}")
-    return ExitCode.DONE
+        for kind in options.format
+    ]
+    card = model_card(
+        model,
+        files,
+        about=about,
+        source=f"{model.path.name} ({content_hash(model.path)})",
+        licence=options.licence,
+        size=(images[0].shape[1], images[0].shape[2]),
+        images=len(images),
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    others = ["README.md, the model card"]
+    if "onnx" in options.format:
+        shutil.copyfile(Path(deploy.__file__).with_name("run_exported.py"), folder / "run.py")
+        others.append("run.py, which runs it")
+    return [*(_told(file, len(images)) for file in files), *others]
+
+
+def _told(file: "Exported", images: int) -> str:
+    return (
+        f"{file.path.name}: {file.megabytes:.1f} MB, {1e3 * file.seconds:.0f} ms an image "
+        f"({1e3 * file.torch_seconds:.0f} ms in PyTorch); agrees with PyTorch on {images} images "
+        f"to {file.difference:.1e}"
+    )
 
 
 def _parser(verb: str) -> PlainParser:
@@ -113,6 +169,12 @@ def _parser(verb: str) -> PlainParser:
         type=float,
         default=0.3,
         help="of detection: objects that are compared, and that run.py shows (default: 0.3)",
+    )
+    parser.add_argument(
+        "--task",
+        nargs="+",
+        metavar="NAME",
+        help="of a joint model: the tasks to export, each to a folder of its own (default: all)",
     )
     parser.add_argument("--licence", metavar="TEXT", help="of the weights, for the model card")
     parser.add_argument(
@@ -152,9 +214,3 @@ def _images(model: "TrainedModel", sources: Sequence[Path] | None) -> "list[Tens
     if not images:
         raise UserError(f"export: all images have a side of less than {LEAST} pixels when resized")
     return images
-
-
-def _copy_runner(path: Path) -> None:
-    from gmf_platform.deploy import trained
-
-    shutil.copyfile(Path(trained.__file__).with_name("run_exported.py"), path)

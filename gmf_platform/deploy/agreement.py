@@ -1,20 +1,17 @@
 """Whether an exported file says of images what the model itself says."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from gmf_platform.errors import UserError
 from gmf_platform.evaluation.segmentation import labels_at_original_size
-from gmf_platform.models.classifier import Classifier
-from gmf_platform.models.detector import Detector
 from gmf_platform.models.heads.detection import Detections
-from gmf_platform.models.segmenter import Segmenter
 
 __all__ = ["TOLERANCE", "Disagreement", "difference"]
 
@@ -34,13 +31,16 @@ class Disagreement(UserError):
 
 
 @torch.no_grad()
-def difference(model: nn.Module, outputs: Arrays, images: Tensor, *, min_score: float) -> float:
+def difference(
+    model: Callable[..., Any], outputs: Arrays, images: Tensor, *, task: str, min_score: float
+) -> float:
     """Compare what a file gave for images with what the model gives.
 
     Args:
         model: a task's, in evaluation mode on the CPU; it is asked as in evaluation.
         outputs: of the exported file, by the names of deploy/graphs.py.
         images: uint8 (B, H, W, 3), of one size.
+        task: whose results they are, by the names of deploy/graphs.py.
         min_score: of detection, objects of at least this score are compared.
 
     Returns:
@@ -50,19 +50,19 @@ def difference(model: nn.Module, outputs: Arrays, images: Tensor, *, min_score: 
         Disagreement: it is more than the tolerance; or labels, or boxes, differ.
     """
     pixels = images.permute(0, 3, 1, 2)
-    match model:
-        case Classifier():
+    match task:
+        case "classification":
             return _of_classes(model(pixels).softmax(1).numpy(), outputs["probabilities"])
-        case Segmenter():
+        case "segmentation":
             logits = model(pixels).logits
-            pairs = zip(logits, outputs["labels"], outputs["probabilities"], strict=True)
-            return max(_of_pixels(*image, size=images.shape[1:3]) for image in pairs)
-        case Detector():
+            both = zip(logits, outputs["labels"], outputs["probabilities"], strict=True)
+            return max(_of_pixels(*image, size=images.shape[1:3]) for image in both)
+        case "detection":
             found = _detections(model, pixels)
             columns = (outputs[name] for name in ("boxes", "scores", "labels", "count"))
             pairs = zip(found, zip(*columns, strict=True), strict=True)
             return max(_of_objects(ours, theirs, min_score) for ours, theirs in pairs)
-    raise TypeError(f"no comparison for a {type(model).__name__}")
+    raise ValueError(f"no comparison for {task}")
 
 
 def _of_classes(ours: NDArray[Any], theirs: NDArray[Any]) -> float:
@@ -86,12 +86,12 @@ def _of_pixels(
     return _within(float(np.abs(of_ours - probabilities).max()), "a pixel's probability")
 
 
-def _detections(model: Detector, pixels: Tensor) -> list[Detections]:
+def _detections(model: Callable[..., Any], pixels: Tensor) -> list[Detections]:
     """As the task detects them, on images padded as the data pads them."""
     height, width = pixels.shape[-2:]
     below, right = (-(-max(n, _LEAST) // _MULTIPLE) * _MULTIPLE - n for n in (height, width))
     sizes = torch.tensor([[height, width]] * len(pixels))
-    found: list[Detections] = model(F.pad(pixels, (0, right, 0, below)), sizes)  # type: ignore[assignment]
+    found: list[Detections] = model(F.pad(pixels, (0, right, 0, below)), sizes)
     return found
 
 

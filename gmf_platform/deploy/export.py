@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as config
 
@@ -103,7 +103,7 @@ def exported(
     folder: Path,
     *,
     graph: Graph,
-    model: nn.Module,
+    model: Callable[..., Any],
     about: dict[str, Any],
     images: Sequence[Tensor],
 ) -> Exported:
@@ -132,7 +132,7 @@ def exported(
     score = about["min_score"]
     found = [(x, run(x)) for x in (*images, batch)]
     _refuse_nothing(graph, [outputs for _, outputs in found], score)
-    gaps = [difference(model, outputs, x, min_score=score) for x, outputs in found]
+    gaps = [difference(model, outputs, x, task=graph.task, min_score=score) for x, outputs in found]
     seconds, torch_seconds = _timed(lambda: run(images[0]), lambda: _eager(graph, images[0]))
     return Exported(path, path.stat().st_size / 1e6, seconds, torch_seconds, max(gaps))
 

@@ -19,6 +19,7 @@ from gmf_platform.models.classifier import Classifier
 from gmf_platform.models.detector import Detector
 from gmf_platform.models.heads.detection.anchors import by_anchor
 from gmf_platform.models.heads.retinanet import RetinaNet
+from gmf_platform.models.joint import Part
 from gmf_platform.models.segmenter import Segmenter
 
 __all__ = ["Graph", "graph_of"]
@@ -165,13 +166,14 @@ class AdaptivePool(nn.Module):
         return inside.to(like.dtype) / (end - first)
 
 
-def graph_of(model: nn.Module) -> Graph:
-    """The graph of a task's model; the model itself is left as it is.
+def graph_of(model: nn.Module | Part) -> Graph:
+    """The graph of a task's model, one of several too; the model itself is left as it is.
 
     Raises:
         UserError: what it computes cannot be put into a graph.
     """
-    model = deepcopy(model).cpu().float().eval()
+    model = model.apart() if isinstance(model, Part) else deepcopy(model)
+    model = model.cpu().float().eval()
     for parent in list(model.modules()):
         for name, part in parent.named_children():
             if isinstance(part, nn.AdaptiveAvgPool2d):

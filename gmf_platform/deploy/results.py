@@ -1,6 +1,6 @@
 """What a model says of one image, and a picture of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,9 +21,12 @@ from gmf_platform.evaluation.object_drawing import draw_objects, found_objects
 __all__ = [
     "ClassificationResult",
     "DetectionResult",
+    "JointResult",
     "Result",
     "SegmentationResult",
     "as_result",
+    "as_results",
+    "classes_of",
 ]
 
 MIN_SCORE = 0.3
@@ -142,7 +145,56 @@ class DetectionResult:
         return Image.fromarray(draw_objects(read_source(self.image), objects, colours))
 
 
-Result = ClassificationResult | SegmentationResult | DetectionResult
+class JointResult(dict[str, "Result"]):
+    """What each task of a joint model says of an image, by the task's name."""
+
+    def draw(self) -> Image.Image:
+        """The tasks' pictures side by side."""
+        pictures = [result.draw() for result in self.values()]
+        size = (
+            sum(picture.width for picture in pictures),
+            max(picture.height for picture in pictures),
+        )
+        sheet, left = Image.new("RGB", size), 0
+        for picture in pictures:
+            sheet.paste(picture, (left, 0))
+            left += picture.width
+        return sheet
+
+
+Result = ClassificationResult | SegmentationResult | DetectionResult | JointResult
+
+
+def classes_of(task: str, class_names: Sequence[str]) -> list[str]:
+    """The classes of a task among those of all tasks, which are called ``TASK/CLASS``."""
+    begin = f"{task}/"
+    return [name.removeprefix(begin) for name in class_names if name.startswith(begin)]
+
+
+def as_results(
+    predictions: Any, images: Sequence[ImageSource], class_names: Sequence[str]
+) -> list[Result]:
+    """What a task's ``predict_step`` says of a batch, for people.
+
+    Args:
+        predictions: of each image; of several tasks by the tasks' names.
+        images: of the batch, or their files.
+        class_names: in label order; of several tasks ``TASK/CLASS``.
+
+    Raises:
+        UserError: see `as_result`.
+    """
+    if isinstance(predictions, Mapping):
+        by_task = {
+            task: as_results(own, images, classes_of(task, class_names))
+            for task, own in predictions.items()
+        }
+        one_image = zip(*by_task.values(), strict=True)
+        return [JointResult(zip(by_task, results, strict=True)) for results in one_image]
+    return [
+        as_result(prediction, image, class_names)
+        for prediction, image in zip(predictions, images, strict=True)
+    ]
 
 
 def as_result(prediction: Any, image: ImageSource, class_names: Sequence[str]) -> Result:

@@ -15,14 +15,14 @@ from PIL import Image, ImageOps
 
 from datamodules.base import BaseDataModule
 from datamodules.images import Image8, ImageSource
-from gmf_platform.deploy.results import Result, as_result
+from datamodules.multitask import MultiTask
+from gmf_platform.deploy.results import Result, as_results, classes_of
 from gmf_platform.errors import UserError
 from gmf_platform.models.precision import default_precision
-from gmf_platform.models.weight_files import read_facts
 from gmf_platform.models.weight_folders import is_folder_of_shards
-from gmf_platform.models.weights import load_weights
+from gmf_platform.models.weights import load_weights, read_facts
 
-__all__ = ["ImageInput", "TrainedModel", "load"]
+__all__ = ["ImageInput", "TrainedModel", "load", "take_classes"]
 
 ImageInput = str | Path | Image.Image | Image8
 """A file, a Pillow image, or uint8 RGB (H, W, 3)."""
@@ -58,8 +58,9 @@ class TrainedModel:
         facts: Mapping[str, Any],
         device: torch.device,
     ) -> None:
-        self.task = task.to(device).eval().requires_grad_(False)
+        self.task: Any = task.to(device).eval().requires_grad_(False)
         self.datamodule, self.device = datamodule, device
+        datamodule.num_workers = 0  # an image does not pay for processes
         self.path, self.config, self.facts = path, config, facts
         self.class_names: list[str] = list(facts["class_names"])
         precision = (config.get("trainer") or {}).get("precision")
@@ -88,6 +89,40 @@ class TrainedModel:
             return self._predicted([_as_source(images)])[0]
         return self._predicted([_as_source(image) for image in images])
 
+    def parts(self) -> dict[str, "TrainedModel"]:
+        """The single tasks of a joint model by name; of one task alone: none.
+
+        Each predicts as if it were alone, on images of its own size; the network is the joint one.
+        """
+        if not isinstance(self.datamodule, MultiTask):
+            return {}
+        return {name: self._part(name, data) for name, data in self.datamodule.tasks.items()}
+
+    def _part(self, name: str, data: BaseDataModule) -> "TrainedModel":
+        model, all_data = (self.config[key]["init_args"] for key in ("model", "data"))
+        task = model["tasks"][name]
+        settings = task.get("init_args", {}) | {"backbone": model["backbone"]}
+        config = {
+            "model": task | {"init_args": settings},
+            "data": all_data["tasks"][name],
+            "trainer": self.config.get("trainer"),
+        }
+        begin = f"val/{name}/"
+        scores = {
+            f"val/{key.removeprefix(begin)}": score
+            for key, score in self.facts.get("scores", {}).items()
+            if key.startswith(begin)
+        }
+        own = {"class_names": classes_of(name, self.class_names), "scores": scores}
+        return TrainedModel(
+            self.task.task(name),
+            data,
+            path=self.path,
+            config=config,
+            facts={**self.facts, **own},
+            device=self.device,
+        )
+
     def _predicted(self, sources: Sequence[ImageSource]) -> list[Result]:
         if not sources:
             return []
@@ -95,16 +130,15 @@ class TrainedModel:
         results: dict[int, Result] = {}
         for group, batch in zip(groups, self.datamodule.predict_loader(sources), strict=True):
             predictions = self._predictions(batch)
-            for i, prediction in zip(group, predictions, strict=True):
-                results[i] = as_result(prediction, sources[i], self.class_names)
+            found = as_results(predictions, [sources[i] for i in group], self.class_names)
+            results |= dict(zip(group, found, strict=True))
         return [results[i] for i in range(len(sources))]
 
     @torch.no_grad()
-    def _predictions(self, batch: Mapping[str, Any]) -> Sequence[Any]:
+    def _predictions(self, batch: Mapping[str, Any]) -> Any:
         on_device = move_data_to_device(batch, self.device)
         with torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):
-            predictions: Sequence[Any] = self.task.predict_step(on_device, 0)
-        return predictions
+            return self.task.predict_step(on_device, 0)
 
 
 def load(
@@ -130,10 +164,7 @@ def load(
     facts = read_facts(checkpoint)
     settings = _config(checkpoint, facts, None if config is None else Path(config))
     names = facts.get("class_names")
-    data_settings = settings["data"].get("init_args", {})
-    if names and "classes" in data_settings:
-        data_settings["classes"] = names  # the data may not be at hand
-    data_settings["num_workers"] = 0
+    take_classes(settings["data"], facts)
     data: BaseDataModule = _built(LightningDataModule, settings["data"], checkpoint)
     facts = {**facts, "class_names": names or list(data.class_names)}
     # One image does not pay for a compilation.
@@ -143,6 +174,20 @@ def load(
     _fill(task, checkpoint)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return TrainedModel(task, data, path=checkpoint, config=settings, facts=facts, device=chosen)
+
+
+def take_classes(data: Any, facts: Mapping[str, Any]) -> None:
+    """Name the classes in a config of data as in training: the data may not be at hand.
+
+    Args:
+        data: ``class_path`` and ``init_args``; changed in place.
+        facts: of the checkpoint, see `read_facts`.
+    """
+    settings, names = data.get("init_args") or {}, facts.get("class_names")
+    if names and "classes" in settings:
+        settings["classes"] = names
+    for task, part in (settings.get("tasks") or {}).items():
+        take_classes(part, facts.get("tasks", {}).get(task, {}))
 
 
 def _checkpoint(path: Path) -> Path:

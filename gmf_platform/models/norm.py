@@ -1,6 +1,6 @@
 """The one batch norm of the platform: its statistics, their synchronisation and their access."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -17,10 +17,15 @@ __all__ = [
     "NormMode",
     "average_statistics",
     "set_norm_mode",
+    "split_statistics",
+    "statistics_estimated",
     "statistics_kept",
+    "take_split_statistics",
 ]
 
 NormMode = Literal["sync", "train", "frozen"]
+
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class BatchTooSmallError(UserError):
@@ -37,7 +42,8 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
     - ``"train"``: those of this rank's batch.
     - ``"frozen"``: the running ones, which then stay as they are. Weight and bias still train.
 
-    Outside training the running statistics are used in every mode.
+    Outside training the running statistics are used in every mode. There may be several sets of
+    them, see `split_statistics`.
 
     Args:
         channels: Number of channels C.
@@ -57,6 +63,8 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         super().__init__(channels, eps, momentum)
         self.mode: NormMode = mode
         self.keeps_statistics = False
+        self.used_statistics = ""
+        self.sums: Tensor | None = None
 
     def extra_repr(self) -> str:
         """Add the mode to what ``print(model)`` shows."""
@@ -75,9 +83,11 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             BatchTooSmallError: In training, if batch statistics are to be taken of a single value
                 per channel.
         """
-        mean, var = self.running_mean, self.running_var
+        mean, var, batches = self._running()
         # Mixed-precision sharding casts parameters and leaves buffers alone.
         weight, bias = self.weight.to(mean.dtype), self.bias.to(mean.dtype)
+        if self.sums is not None:
+            return self._estimate(x, weight, bias, self.sums)
         if not self.training or self.mode == "frozen":
             return F.batch_norm(x, mean, var, weight, bias, False, 0.0, self.eps)
         if self.mode == "sync" and _world_size() > 1:
@@ -90,8 +100,27 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             # Copies, not None: a repeated forward must save as many tensors as the first.
             mean, var = mean.clone(), var.clone()
         else:
-            self.num_batches_tracked.add_(1)
+            batches.add_(1)
         return F.batch_norm(x, mean, var, weight, bias, True, self.momentum, self.eps)
+
+    def _running(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, variance and count of the set in use."""
+        if not self.used_statistics:
+            return self.running_mean, self.running_var, self.num_batches_tracked
+        mean, var, batches = (
+            getattr(self, f"{kind}_{self.used_statistics}") for kind in _STATISTICS
+        )
+        return mean, var, batches
+
+    @torch.no_grad()
+    def _estimate(self, x: Tensor, weight: Tensor, bias: Tensor, sums: Tensor) -> Tensor:
+        """Normalise a batch by its own statistics, and add these to the sums."""
+        self._refuse_single_values(x)
+        mean, var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
+        y = F.batch_norm(x, mean, var, weight, bias, True, 1.0, self.eps)
+        mean, var = mean.double(), var.double()
+        sums += torch.stack([mean, var + mean.square(), torch.ones_like(mean)])
+        return y
 
     def forward_tokens(self, x: Tensor) -> Tensor:
         """Normalise channels-last tokens (..., C); as `forward`, without moving memory."""
@@ -111,15 +140,87 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         if self.keeps_statistics:
             return
         unbiased = var * (count / (count - 1))
-        self.num_batches_tracked.add_(1)
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+        running_mean, running_var, batches = self._running()
+        batches.add_(1)
+        running_mean.lerp_(mean.to(running_mean.dtype), self.momentum)
+        running_var.lerp_(unbiased.to(running_var.dtype), self.momentum)
 
 
 def set_norm_mode(module: nn.Module, mode: NormMode) -> None:
     """Set the mode of every `BatchNorm` inside ``module`` (itself included)."""
     for norm in _batch_norms(module):
         norm.mode = mode
+
+
+def split_statistics(module: nn.Module, names: Iterable[str]) -> list[BatchNorm]:
+    """Give every `BatchNorm` inside ``module`` running statistics for each of some names.
+
+    Each set begins as the one there is, and is used while ``used_statistics`` is its name.
+
+    Returns:
+        The norms.
+    """
+    norms = list(_batch_norms(module))
+    for norm in norms:
+        for name in names:
+            for kind in _STATISTICS:
+                norm.register_buffer(f"{kind}_{name}", getattr(norm, kind).clone())
+    return norms
+
+
+def take_split_statistics(module: nn.Module, name: str, names: Iterable[str]) -> None:
+    """Undo `split_statistics`: each `BatchNorm` inside ``module`` keeps the set of one name.
+
+    Args:
+        module: whose norms have a set for each of ``names``.
+        name: of the set to keep.
+        names: of all sets.
+    """
+    for norm in _batch_norms(module):
+        norm.used_statistics = ""
+        for kind in _STATISTICS:
+            getattr(norm, kind).copy_(getattr(norm, f"{kind}_{name}"))
+            for each in names:
+                delattr(norm, f"{kind}_{each}")
+
+
+@contextmanager
+def statistics_estimated(module: nn.Module) -> Iterator[None]:
+    """Take the running statistics of norms inside ``module`` anew, from the batches given to it.
+
+    Inside, a batch is normalised by its own statistics, whatever the mode, in evaluation too;
+    afterwards the running mean and variance are those of all batches together, and of all
+    processes: Y. Wu, J. Johnson, Rethinking "Batch" in BatchNorm (arXiv 2105.07576), section 3.
+    Batches count alike, and what their means differ by belongs to the variance. Frozen norms stay
+    as they are.
+    """
+    norms = [norm for norm in _batch_norms(module) if norm.mode != "frozen"]
+    for norm in norms:
+        norm.sums = norm.running_mean.new_zeros(3, norm.num_features, dtype=torch.float64)
+    try:
+        yield
+        _take_statistics(norms)
+    finally:
+        for norm in norms:
+            norm.sums = None
+
+
+@torch.no_grad()
+def _take_statistics(norms: Iterable[BatchNorm]) -> None:
+    """The running statistics from the sums of all processes."""
+    norms = list(norms)
+    sums = [norm.sums for norm in norms if norm.sums is not None]
+    if not sums:
+        return
+    flat = torch.cat(sums, dim=1)
+    if _world_size() > 1:
+        dist.all_reduce(flat)
+    for norm, (mean, square, count) in zip(
+        norms, flat.split([x.shape[1] for x in sums], dim=1), strict=True
+    ):
+        mean, square = mean / count, square / count
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(square - mean.square())
 
 
 @contextmanager
@@ -140,7 +241,7 @@ def statistics_kept(module: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def average_statistics(model: nn.Module) -> None:
+def average_statistics(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> None:
     """Give all processes the mean of their norms' running statistics.
 
     Norms in mode ``train`` see a process's own images; without this a checkpoint would hold the
@@ -148,19 +249,28 @@ def average_statistics(model: nn.Module) -> None:
 
     Args:
         model: of any kind; with one process nothing is done.
+        state: average the statistics in here, by their names in the model's state dict, instead of
+            the model's own.
     """
     if _world_size() == 1:
         return
-    norms = [norm for norm in _batch_norms(model) if norm.mode == "train"]
-    if not norms:
+    norms = ((f"{n}." if n else "", m) for n, m in model.named_modules() if _is_apart(m))
+    buffers = (f"{prefix}{name}" for prefix, norm in norms for name, _ in norm.named_buffers())
+    names = [name for name in buffers if name.rpartition(".")[2].startswith("running_")]
+    if not names:
         return
-    statistics = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
+    statistics = [model.get_buffer(name) if state is None else state[name] for name in names]
     flat = torch.cat([buffer.flatten() for buffer in statistics])
     dist.all_reduce(flat)
     flat /= _world_size()
     pieces = flat.split([buffer.numel() for buffer in statistics])
     for buffer, piece in zip(statistics, pieces, strict=True):
         buffer.copy_(piece.view_as(buffer))
+
+
+def _is_apart(module: nn.Module) -> bool:
+    """Whether it is a norm whose statistics each process gathers by itself."""
+    return isinstance(module, BatchNorm) and module.mode == "train"
 
 
 def _batch_norms(module: nn.Module) -> Iterator[BatchNorm]:

@@ -18,7 +18,7 @@ def compare(tasks):
         graph = graph_of(task.model)
         outputs = {n: x.numpy().copy() for n, x in zip(graph.outputs, graph(images), strict=True)}
         change(outputs)
-        return difference(task.model, outputs, images, min_score=0.1)
+        return difference(task.model, outputs, images, task=kind, min_score=0.1)
 
     return run
 

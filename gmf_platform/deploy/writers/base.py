@@ -46,6 +46,10 @@ class PredictionWriter(BasePredictionWriter):
         self.colours = palette(len(class_names))
         self._found: dict[str, list[str]] = {}
 
+    def parts(self) -> "Sequence[PredictionWriter]":
+        """Those that write files of images: this one."""
+        return [self]
+
     @abstractmethod
     def rows(self, source: Path, result: Any) -> list[dict[str, Any]]:
         """What ``predictions.json`` says of an image.
@@ -112,5 +116,5 @@ class PredictionWriter(BasePredictionWriter):
         Args:
             rows: of all images in their order, each as json.
         """
-        text = "[\n" + ",\n".join(rows) + "\n]\n"
+        text = "[" + ",\n".join(rows) + "]\n"
         (self.output / "predictions.json").write_text(text, encoding="utf-8")

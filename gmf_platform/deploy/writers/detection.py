@@ -19,6 +19,10 @@ class DetectionWriter(PredictionWriter):
     the number that its file's name is, as in COCO's own sets; if one name is no number or two are
     the same, images are numbered from 1 in their order. ``NAME_overlay.jpg`` is the picture.
 
+    Coordinates are of the image as people see it, turned as EXIF says. COCO's annotations, and so
+    ``validate`` and ``test``, are of the pixels as they lie in the file, except where only turned
+    ones have the size annotated: of a file with an EXIF orientation, rows of the two differ.
+
     Args:
         output: see PredictionWriter, as the next two.
         names: likewise.
