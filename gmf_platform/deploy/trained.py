@@ -1,5 +1,6 @@
 """A trained model by its file: three lines of Python from an image to a result."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -240,12 +241,19 @@ def _built(kind: type[PartT], settings: Mapping[str, Any], checkpoint: Path) -> 
     try:
         parsed = parser.parse_object({"part": dict(settings)})
     except ArgumentError as error:
-        first = str(error).strip().splitlines()
         raise UserError(
             f"{checkpoint}: {settings.get('class_path')} cannot be built from the config it was "
-            f"trained with: {' '.join(line.strip(' -') for line in first[:3])}"
+            f"trained with: {_reason(str(error))}"
         ) from None
     return parser.instantiate_classes(Namespace(part=parsed.part)).part
+
+
+def _reason(message: str) -> str:
+    """What a parser's page of nested types comes to: key, and the innermost line on it."""
+    page = re.split(r"\n *(?:- Expected a <class 'NoneType'>|Given value)", message)[0]
+    key = ".".join(re.findall(r'Parser key "([\w.]+)"', page)[1:])
+    said = page.strip().splitlines()[-1].strip(" -")
+    return f"{key}: {said}" if key else said
 
 
 def _fill(task: LightningModule, checkpoint: Path) -> None:

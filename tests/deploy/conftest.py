@@ -73,6 +73,8 @@ def make_task(kind):
             )
             head = task.model.head
             for tower in (head.class_tower, head.box_tower):
+                for layer in tower[:-1:2]:
+                    nn.init.kaiming_normal_(layer.weight)
                 nn.init.normal_(tower[-1].weight, std=0.3)
             nn.init.constant_(head.class_tower[-1].bias, -2.0)
         case "masks":

@@ -61,7 +61,7 @@ def test_detection():
 
 def test_weak_detections_are_not_drawn_unless_asked_for():
     result = as_result(found(masks=False), GREY, CLASSES)
-    weak = np.s_[10:48, 45:65]  # inside the second box, apart from its text
+    weak = np.s_[25:48, 45:65]  # inside the second box, apart from all text
     shown, all_shown = (np.asarray(result.draw(**x)) for x in ({}, {"min_score": 0.1}))
     edge = np.s_[30, 40]  # on its left edge
     assert np.array_equal(shown[edge], GREY[edge])

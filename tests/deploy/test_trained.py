@@ -127,7 +127,9 @@ def test_wrong_files(save, tmp_path):
     config["model"]["init_args"]["backbone"]["class_path"] = "elsewhere.Backbone"
     content["gmf_platform"]["config"] = yaml.safe_dump(config)
     torch.save(content, path)
-    with pytest.raises(UserError, match=r"ClassificationTask cannot be built .*elsewhere"):
+    with pytest.raises(
+        UserError, match=r"ClassificationTask cannot be built .*backbone: .*elsewhere"
+    ):
         gmf_platform.load(path)
 
 
