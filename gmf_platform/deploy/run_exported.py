@@ -16,12 +16,15 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 __all__ = ["Model"]
 
 _LEAST = 64
 """Pixels of a side that the network needs."""
+
+# Others may be there, such as TensorRT, but build an engine for each size of image anew.
+_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 
 _KERNELS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
@@ -31,15 +34,17 @@ class Model:
 
     Args:
         path: of model.onnx.
-        providers: what onnxruntime computes on; None: all that it has, the fastest first.
+        providers: what onnxruntime computes on; None: a GPU of CUDA if there is one, else the CPU.
     """
 
     def __init__(self, path: str | Path, providers: list[str] | None = None) -> None:
-        providers = providers or onnxruntime.get_available_providers()
+        available = onnxruntime.get_available_providers()
+        providers = providers or [name for name in _PROVIDERS if name in available]
         self.session = onnxruntime.InferenceSession(str(path), providers=providers)
         about = json.loads(self.session.get_modelmeta().custom_metadata_map["gmf_platform"])
         self.task: str = about["task"]
         self.class_names: list[str] = about["class_names"]
+        self.colours = np.array(about["colours"], np.uint8)
         self.resizing: dict[str, Any] = about["resizing"]
         self.min_score: float = about["min_score"]
 
@@ -95,7 +100,11 @@ class Model:
     ) -> list[dict[str, Any]]:
         columns = (found[name][: int(found["count"])] for name in ("labels", "scores", "boxes"))
         return [
-            {"name": self.class_names[label], "score": float(score), "box": (box * scale).tolist()}
+            {
+                "name": self.class_names[label],
+                "score": round(float(score), 4),
+                "box": (box * scale).round(2).tolist(),
+            }
             for label, score, box in zip(*columns, strict=True)
             if score >= self.min_score
         ]
@@ -116,40 +125,56 @@ def _resized(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.ui
     return np.rint(mixed).astype(np.uint8)
 
 
-def _drawn(image: Image.Image, objects: list[dict[str, Any]]) -> Image.Image:
+def _draw_objects(image: Image.Image, objects: list[dict[str, Any]], model: Model) -> Image.Image:
+    """The image with boxes, names and scores."""
     draw = ImageDraw.Draw(image)
+    font = ImageFont.load_default(max(10, round(min(image.size) / 40)))
     for found in objects:
-        left, top = found["box"][:2]
-        draw.rectangle(found["box"], outline="red", width=2)
-        draw.text((left + 3, top + 2), f"{found['name']} {found['score']:.2f}", fill="red")
+        colour = tuple(model.colours[model.class_names.index(found["name"])])
+        text, (left, top) = f"{found['name']} {found['score']:.2f}", found["box"][:2]
+        draw.rectangle(found["box"], outline=colour, width=max(1, round(min(image.size) / 300)))
+        shade = draw.textbbox((left, top), text, font=font)
+        draw.rectangle(shade, fill=colour)
+        draw.text((left, top), text, fill="black" if sum(colour) > 3 * 128 else "white", font=font)
     return image
 
 
-def _write(path: Path, result: dict[str, Any], output: Path, names: list[str]) -> None:
-    """Write a picture of a result, and in the place of labels put what is to be printed."""
+def _write(path: Path, result: dict[str, Any], output: Path, model: Model) -> None:
+    """Write pictures of a result, and in the place of labels put what is to be printed."""
+    with Image.open(path) as file:
+        image = ImageOps.exif_transpose(file).convert("RGB")
+    picture = output / f"{path.stem}_overlay.jpg"
     if "labels" in result:
         labels = result.pop("labels")
-        Image.fromarray(labels).save(output / f"{path.stem}.png")
+        whole = Image.fromarray(labels)
+        whole.putpalette(model.colours.tobytes())
+        whole.save(output / f"{path.stem}.png")
+        Image.blend(image, whole.convert("RGB"), 0.55).save(picture)
         counts = np.bincount(labels.ravel()) / labels.size
-        result["shares"] = {names[i]: round(float(n), 4) for i, n in enumerate(counts) if n}
+        named = zip(model.class_names, counts, strict=False)
+        result["shares"] = {name: round(float(share), 4) for name, share in named if share}
     if "objects" in result:
-        image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-        _drawn(image, result["objects"]).save(output / f"{path.stem}_objects.png")
+        _draw_objects(image, result["objects"], model).save(picture)
 
 
 def main() -> None:
-    """Predict files, print a line of json for each, and write label maps or pictures of boxes."""
+    """Predict files, print a line of json for each, and write label maps and pictures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("images", nargs="+", type=Path)
     parser.add_argument("--model", type=Path, default=Path(__file__).with_name("model.onnx"))
     parser.add_argument("--output", type=Path, default=Path("out"), help="folder for pictures")
     options = parser.parse_args()
+    if len({path.stem for path in options.images}) < len(options.images):
+        parser.error("two images have the same name, so that one would replace the other's picture")
     model = Model(options.model)
     options.output.mkdir(parents=True, exist_ok=True)
     for path in options.images:
-        with Image.open(path) as image:
-            result = model(image)
-        _write(path, result, options.output, model.class_names)
+        try:
+            with Image.open(path) as image:
+                result = model(image)
+        except (OSError, ValueError) as error:
+            parser.error(f"{path}: {error}")
+        _write(path, result, options.output, model)
         print(json.dumps({"file": str(path), **result}))
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -239,7 +240,7 @@ def _built(kind: type[PartT], settings: Mapping[str, Any], checkpoint: Path) -> 
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_lightning_class_args(kind, "part", subclass_mode=True)  # type: ignore[arg-type]
     try:
-        parsed = parser.parse_object({"part": dict(settings)})
+        parsed = parser.parse_object({"part": deepcopy(dict(settings))})  # it changes them
     except ArgumentError as error:
         raise UserError(
             f"{checkpoint}: {settings.get('class_path')} cannot be built from the config it was "

@@ -1,5 +1,7 @@
 """Checkpoints of small networks as a run saves them, without a run."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 import yaml
@@ -7,7 +9,8 @@ from torch import nn
 
 from gmf_platform.models.backbones import GroupMixFormer
 from gmf_platform.models.heads import MaskRCNN, RetinaNet, UPerNet
-from gmf_platform.tasks import ClassificationTask, DetectionTask, SegmentationTask
+from gmf_platform.models.norm import BatchNorm
+from gmf_platform.tasks import ClassificationTask, DetectionTask, MultiTask, SegmentationTask
 
 SMALL = {"embedding_dims": [20, 40, 60, 80], "depths": [1, 1, 1, 1], "mlp_ratios": [2, 2, 2, 2]}
 BACKBONE = {"class_path": "gmf_platform.models.backbones.GroupMixFormer", "init_args": SMALL}
@@ -54,8 +57,59 @@ CONFIGS = {
 }
 
 
+def joint_config():
+    """One backbone with the networks above, each with statistics of its own in its norms."""
+    kinds = {"cls": "classification", "seg": "segmentation", "det": "detection"}
+    single = {name: deepcopy(CONFIGS[kind]) for name, kind in kinds.items()}
+    for config in single.values():
+        del config["model"]["init_args"]["backbone"]
+    return {
+        "model": part(
+            "gmf_platform.tasks.MultiTask",
+            backbone=BACKBONE,
+            tasks={name: config["model"] for name, config in single.items()},
+            norm_statistics="per_task",
+        ),
+        "data": part(
+            "datamodules.MultiTask",
+            tasks={name: config["data"] for name, config in single.items()},
+            joint_size=[128, 96],
+        ),
+    }
+
+
+CONFIGS["joint"] = joint_config()
+
+
+def make_joint():
+    """The tasks below around one backbone, whose norms differ from task to task."""
+    single = {
+        "cls": make_task("classification"),
+        "seg": make_task("segmentation"),
+        "det": make_task("detection"),
+    }
+
+    def factory(name):
+        def make(class_names, *, backbone, **_):
+            single[name].model.backbone = backbone
+            return single[name]
+
+        return make
+
+    backbone = single["cls"].model.backbone
+    classes = [f"{name}/{label}" for name in single for label in CLASSES]
+    tasks = {name: factory(name) for name in single}
+    task = MultiTask(classes, backbone=backbone, tasks=tasks, norm_statistics="per_task")
+    for norm in (part for part in backbone.modules() if isinstance(part, BatchNorm)):
+        for number, name in enumerate(single):
+            norm.get_buffer(f"running_var_{name}").mul_(1 + number)
+    return task.eval().requires_grad_(False)
+
+
 def make_task(kind):
     """A task whose untrained heads are made to find something, differing from place to place."""
+    if kind == "joint":
+        return make_joint()
     torch.manual_seed(0)
     backbone = GroupMixFormer(**{name: tuple(value) for name, value in SMALL.items()})
     match kind:
@@ -91,7 +145,12 @@ def save(tmp_path):
 
     def write(kind, **more):
         task = make_task(kind)
-        facts = {"class_names": CLASSES, "config": yaml.safe_dump(CONFIGS[kind])} | more
+        facts = {
+            "class_names": task.class_names,
+            "config": yaml.safe_dump(CONFIGS[kind], sort_keys=False),
+        } | more
+        if kind == "joint":
+            facts["tasks"] = {name: part.facts(None) for name, part in task.parts()}
         path = tmp_path / f"{kind}.ckpt"
         state = {f"model.{name}": value for name, value in task.model.state_dict().items()}
         torch.save({"state_dict": state, "global_step": 7, "gmf_platform": facts}, path)

@@ -34,6 +34,7 @@ def test_files_agree_at_any_size(save, tmp_path, kind):
     about = {
         "task": graph.task,
         "class_names": model.class_names,
+        "colours": [[9, 9, 9]] * 7,
         "resizing": model.datamodule.resizing(),
         "min_score": 0.1,
     }

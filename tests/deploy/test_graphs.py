@@ -37,6 +37,25 @@ def test_a_graph_says_what_the_task_says(tasks, kind, shape):
         assert len({*outputs["labels"][0].tolist()}) > 1
 
 
+@pytest.mark.parametrize("name", ["cls", "seg", "det"])
+def test_a_graph_of_one_of_several_tasks(tasks, name):
+    """It has that task's statistics, and nothing of the others."""
+    task, images = tasks("joint"), images_of(SHAPES[1])
+    graph = graph_of(task.task(name).model)
+    outputs = {n: x.numpy() for n, x in zip(graph.outputs, graph(images), strict=True)}
+    assert difference(task.task(name).model, outputs, images, task=graph.task, min_score=0.1) < 1e-4
+    others = [graph_of(task.task(other).model) for other in ("cls", "seg", "det") if other != name]
+    own = graph.state_dict()
+    assert not [key for key in own if key.endswith(("_cls", "_seg", "_det"))]
+    for other in others:
+        differ = [
+            key
+            for key, value in other.state_dict().items()
+            if key in own and "running_var" in key and not torch.equal(own[key], value)
+        ]
+        assert differ
+
+
 def test_the_model_is_left_as_it_is(tasks):
     task = tasks("segmentation")
     before = [type(part) for part in task.model.modules()]

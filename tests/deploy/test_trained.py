@@ -81,6 +81,37 @@ def facts_of(result):
             return result.boxes
 
 
+def test_a_joint_model(save, photos):
+    """All tasks at the joint size, as the task called by hand; each at its own as a part."""
+    task, path = save("joint", scores={"val/score": 0.5, "val/seg/miou": 0.25})
+    model = gmf_platform.load(path, device="cpu")
+    assert model.class_names == task.class_names
+    (batch,) = model.datamodule.predict_loader(photos[:1])
+    assert tuple(batch["images"].shape[-2:]) == (96, 128)
+    expected = task.predict_step(batch, 0)
+    result = model.predict(photos[0])
+    assert list(result) == ["cls", "seg", "det"]
+    assert np.array_equal(result["seg"].labels, expected["seg"][0].numpy())
+    assert np.array_equal(result["det"].boxes, expected["det"][0].boxes)
+    assert set(result["cls"].names) <= {"ant", "bee", "cat", "dog", "eel", "fox", "gnu"}
+    assert result.draw().width == sum(part.draw().width for part in result.values())
+
+    parts = model.parts()
+    assert parts["seg"].facts["scores"] == {"val/miou": 0.25}
+    for name, part in parts.items():
+        (batch,) = part.datamodule.predict_loader(photos[:1])
+        (ours,) = task.task(name).predict_step(batch, 0)
+        found = part.predict(photos[0])
+        match name:
+            case "seg":
+                assert np.array_equal(found.labels, ours.numpy())
+            case "det":
+                assert np.array_equal(found.boxes, ours.boxes)
+            case _:
+                assert found.guesses == ours.named(part.class_names)
+    assert gmf_platform.load(save("segmentation")[1], device="cpu").parts() == {}
+
+
 def test_a_converted_file_carries_all(save, photos, gmf, tmp_path):
     task, path = save("detection", category_ids=[5, 6, 7, 8, 9, 10, 11])
     assert gmf("convert", path, "plain.safetensors").code == 0
