@@ -25,6 +25,7 @@ def test_what_is_refused_at_once(gmf, trained, tmp_path):
         (("file",), "is a file"),
         (("full",), "is not empty"),
         (("new", "--images", "none.jpg"), "no such file, or no images"),
+        (("new", "--task", "seg"), "--task seg: there is no such task; the model is of one task"),
     ):
         result = gmf("export", trained.path, *words)
         assert result.code == 2
