@@ -46,12 +46,12 @@ def run(verb: str, argv: Sequence[str]) -> int:
     images = {name: _images(model, sources) for name, model in models.items()}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as made:
+        files = Path(made, "files")  # its own folder: a temporary one is closed to others
         said = [
-            _export(model, graphs[name], images[name], Path(made, name), options)
+            _export(model, graphs[name], images[name], files / name, options)
             for name, model in models.items()
         ]
-        for name in models:
-            shutil.copytree(Path(made, name), folder / name, dirs_exist_ok=True)
+        shutil.copytree(files, folder, dirs_exist_ok=True)
     for name, lines in zip(models, said, strict=True):
         print(f"{folder / name}:", *lines, sep="\n  ")
     return ExitCode.DONE
@@ -113,7 +113,7 @@ def _export(
         "min_score": options.min_score,
     }
     program = traced(graph)
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     files = [
         exported(
             program, kind, folder, graph=graph, model=model.task.model, about=about, images=images

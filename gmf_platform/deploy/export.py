@@ -84,7 +84,7 @@ def traced(graph: Graph) -> ExportedProgram:
     example = torch.zeros(2, 200, 330, 3, dtype=torch.uint8)
     try:
         with torch.no_grad(), _quiet(), _any_size():
-            return torch.export.export(
+            program = torch.export.export(
                 graph,
                 (example,),
                 dynamic_shapes={"images": {0: Dim("batch"), **sides}},
@@ -95,6 +95,9 @@ def traced(graph: Graph) -> ExportedProgram:
         raise UserError(
             f"export: torch.export cannot trace this model: {_first_line(error)}"
         ) from error
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # of no use elsewhere, and a third of a file
+    return program
 
 
 def exported(
@@ -160,6 +163,8 @@ def _write_onnx(
         external_data=False,
     )
     assert written is not None
+    for node in written.model.graph.all_nodes():
+        node.metadata_props.clear()  # where in our code it comes from
     written.model.metadata_props[ABOUT] = json.dumps(about)
     written.save(path, external_data=False)
     return _onnx_runner(path)
@@ -168,7 +173,9 @@ def _write_onnx(
 def _onnx_runner(path: Path) -> Runner:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()  # so that times can be compared
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
 
     def run(images: Tensor) -> dict[str, NDArray[Any]]:
