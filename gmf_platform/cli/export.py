@@ -43,7 +43,7 @@ def run(verb: str, argv: Sequence[str]) -> int:
     models = _chosen(load(options.checkpoint, device="cpu", config=options.config), options.task)
     # What cannot be exported is refused before the slow part.
     graphs = {name: _graph(name, models) for name in models}
-    images = {name: _images(model, sources) for name, model in models.items()}
+    images = {name: _images(model, sources, graphs[name].least) for name, model in models.items()}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as made:
         files = Path(made, "files")  # its own folder: a temporary one is closed to others
@@ -111,6 +111,7 @@ def _export(
         "colours": palette(len(model.class_names))[: len(model.class_names)].tolist(),
         "resizing": model.datamodule.resizing(),
         "min_score": options.min_score,
+        "least": graph.least,
     }
     program = traced(graph)
     folder.mkdir(parents=True, exist_ok=True)
@@ -186,14 +187,12 @@ def _parser(verb: str) -> PlainParser:
     return parser
 
 
-def _images(model: "TrainedModel", sources: Sequence[Path] | None) -> "list[Tensor]":
+def _images(model: "TrainedModel", sources: Sequence[Path] | None, least: int) -> "list[Tensor]":
     """Images uint8 (1, H, W, 3) at the network's size, without padding.
 
     Raises:
         UserError: none are named, and the data is not at hand.
     """
-    from gmf_platform.deploy.export import LEAST
-
     data = model.datamodule
     data.eval_batch_size = 1
     if sources is not None:
@@ -211,8 +210,8 @@ def _images(model: "TrainedModel", sources: Sequence[Path] | None) -> "list[Tens
         batch["images"][:, :, :height, :width].permute(0, 2, 3, 1).contiguous()
         for batch in islice(batches, None if sources else _IMAGES)
         for height, width in batch["sizes"].tolist()
-        if min(height, width) >= LEAST
+        if min(height, width) >= least
     ]
     if not images:
-        raise UserError(f"export: all images have a side of less than {LEAST} pixels when resized")
+        raise UserError(f"export: all images have a side of less than {least} pixels when resized")
     return images

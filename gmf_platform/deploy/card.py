@@ -31,7 +31,7 @@ _CARD = """# {title}
 
 ## Input and output
 
-Input `images`: uint8 RGB (batch, height, width, 3), any number of images of one size from 64 x 64
+Input `images`: uint8 RGB (batch, height, width, 3), any number of images of one size from {least} x {least}
 pixels; normalisation is inside. Output: {outputs}.
 
 The model was evaluated on images {resizing}.{without}
@@ -99,6 +99,7 @@ def model_card(
         title=f"{about['task'].capitalize()}, {len(names)} classes",
         facts="\n".join(f"| {key} | {value} |" for key, value in facts.items()),
         outputs=_OUTPUTS[about["task"]],
+        least=about["least"],
         resizing=_resizing(about["resizing"]),
         without=_without(model),
         count=images,

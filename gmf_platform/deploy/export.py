@@ -22,7 +22,7 @@ from gmf_platform.deploy.agreement import difference
 from gmf_platform.deploy.graphs import Graph
 from gmf_platform.errors import UserError
 
-__all__ = ["LEAST", "Exported", "Format", "check_installed", "exported", "traced"]
+__all__ = ["Exported", "Format", "check_installed", "exported", "traced"]
 
 Format = Literal["onnx", "torch_export"]
 
@@ -31,9 +31,6 @@ Runner = Callable[[Tensor], dict[str, NDArray[Any]]]
 
 ABOUT = "gmf_platform"
 """Key in a file's metadata under which class names and sizes are, as json."""
-
-LEAST = 64
-"""Pixels of a side that backbones must take at least."""
 
 _FILES: dict[Format, str] = {"onnx": "model.onnx", "torch_export": "model.pt2"}
 _RUNS = 5
@@ -74,12 +71,12 @@ def check_installed(formats: Sequence[Format]) -> None:
 
 
 def traced(graph: Graph) -> ExportedProgram:
-    """The graph for images of any number, height and width from 64.
+    """The graph for images of any number, height and width from its least on.
 
     Raises:
         UserError: something in the model cannot be traced.
     """
-    sides = {1: Dim("height", min=LEAST), 2: Dim("width", min=LEAST)}
+    sides = {1: Dim("height", min=graph.least), 2: Dim("width", min=graph.least)}
     # Sides and number all differ, so that none is taken for another.
     example = torch.zeros(2, 200, 330, 3, dtype=torch.uint8)
     try:

@@ -33,8 +33,10 @@ class Graph(nn.Module):
     Attributes:
         task: whose results they are.
         outputs: their names.
+        least: pixels that a side must have.
     """
 
+    least = 64  # of every backbone
     task: str
     outputs: tuple[str, ...]
 
@@ -79,6 +81,7 @@ class RetinaNetGraph(Graph):
     """
 
     task, outputs = "detection", ("boxes", "scores", "labels", "count")
+    least = 129  # of 128 and less the coarsest map, of stride 128, has a side of 1: a special case
 
     def __init__(self, model: Detector) -> None:
         super().__init__()

@@ -20,9 +20,6 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 __all__ = ["Model"]
 
-_LEAST = 64
-"""Pixels of a side that the network needs."""
-
 # Others may be there, such as TensorRT, but build an engine for each size of image anew.
 _PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 
@@ -47,6 +44,7 @@ class Model:
         self.colours = np.array(about["colours"], np.uint8)
         self.resizing: dict[str, Any] = about["resizing"]
         self.min_score: float = about["min_score"]
+        self.least: int = about["least"]
 
     def __call__(self, image: Image.Image) -> dict[str, Any]:
         """Predict.
@@ -58,8 +56,11 @@ class Model:
         """
         image = ImageOps.exif_transpose(image).convert("RGB")
         pixels = self.prepared(np.asarray(image))
-        if min(pixels.shape[:2]) < _LEAST:
-            raise ValueError(f"the image is too thin: {pixels.shape[:2]} after resizing")
+        if min(pixels.shape[:2]) < self.least:
+            height, width = pixels.shape[:2]
+            raise ValueError(
+                f"{width} x {height} after resizing; the model needs {self.least} pixels a side"
+            )
         names = [output.name for output in self.session.get_outputs()]
         arrays = self.session.run(None, {"images": pixels[None]})
         found = {name: array[0] for name, array in zip(names, arrays, strict=True)}

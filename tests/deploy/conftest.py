@@ -44,7 +44,7 @@ CONFIGS = {
             backbone=BACKBONE,
             head=heads("RetinaNet", channels=16),
         ),
-        "data": part("datamodules.COCO", root="/none/coco", classes=None, scale=[120, 80]),
+        "data": part("datamodules.COCO", root="/none/coco", classes=None, scale=[240, 160]),
     },
     "masks": {
         "model": part(

@@ -30,13 +30,15 @@ def test_files_agree_at_any_size(save, tmp_path, kind):
     model = gmf_platform.load(path, device="cpu")
     graph = graph_of(model.task.model)
     program = traced(graph)
-    images = [torch.from_numpy(np.array(coarse(*size)))[None] for size in SIZES]
+    sizes = [[max(graph.least, side) for side in size] for size in SIZES]
+    images = [torch.from_numpy(np.array(coarse(*size)))[None] for size in sizes]
     about = {
         "task": graph.task,
         "class_names": model.class_names,
         "colours": [[9, 9, 9]] * 7,
         "resizing": model.datamodule.resizing(),
         "min_score": 0.1,
+        "least": graph.least,
     }
     for form in ("torch_export", "onnx"):
         file = exported(
