@@ -155,7 +155,7 @@ class JointResult(dict[str, "Result"]):
             sum(picture.width for picture in pictures),
             max(picture.height for picture in pictures),
         )
-        sheet, left = Image.new("RGB", size), 0
+        sheet, left = Image.new("RGB", size, "white"), 0
         for picture in pictures:
             sheet.paste(picture, (left, 0))
             left += picture.width
