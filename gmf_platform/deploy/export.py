@@ -1,6 +1,7 @@
 """A model as a file that runs without this package: ONNX, or a program of torch.export."""
 
 import json
+import logging
 import statistics
 import time
 import warnings
@@ -229,9 +230,14 @@ def _any_size() -> AbstractContextManager[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporters' own reports of progress, and their warnings to their developers."""
-    with redirect_stdout(StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stdout(StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
 
 
 def _first_line(error: Exception) -> str:
