@@ -91,15 +91,17 @@ ABLATIONS = [
 ]
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 3e-6)])
 @pytest.mark.parametrize("options", ABLATIONS, ids=str)
-def test_equals_the_formula_head_by_head(options, relative_error):
+def test_equals_the_formula_head_by_head(options, dtype, tolerance, relative_error):
     torch.manual_seed(0)
     attention = GroupMixAttention(WIDTH, **options).eval()
     for tensor in attention.state_dict().values():
         if tensor.is_floating_point():
             tensor.uniform_(0.1, 1) if tensor.ndim == 1 else tensor.normal_(std=0.3)
-    x = torch.randn(2, 5, 7, WIDTH)
-    assert relative_error(attention(x), reference(attention, x, **options)) < 1e-6
+    attention.to(dtype)
+    x = torch.randn(2, 5, 7, WIDTH, dtype=dtype)
+    assert relative_error(attention(x), reference(attention, x, **options)) < tolerance
 
 
 @pytest.mark.parametrize("options", ABLATIONS, ids=str)
