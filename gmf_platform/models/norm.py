@@ -16,6 +16,7 @@ from gmf_platform.models.norm_functions import (
     normalise,
     statistics_of_all_ranks,
 )
+from gmf_platform.models.token_ops import linear, product
 
 __all__ = [
     "BatchNorm",
@@ -70,7 +71,12 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         return f"{super().extra_repr()}, mode={self.mode}"
 
     def forward(
-        self, x: Tensor, statistics: Statistics | None = None, *, hardswish: bool = False
+        self,
+        x: Tensor,
+        statistics: Statistics | None = None,
+        *,
+        weight_before: Tensor | None = None,
+        hardswish: bool = False,
     ) -> Tensor:
         """Normalise.
 
@@ -78,10 +84,12 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             x: Images or vectors (N, C, ...), in any memory format.
             statistics: What `joint_statistics` gave for this norm and ``x``. Not needed: it saves
                 collectives where norms stand side by side.
+            weight_before: Weights (C, inputs) of a linear layer between vectors ``x`` (N, inputs)
+                and this norm: in inference the two become one.
             hardswish: Whether a hardswish follows, which is then repeated in the backward pass.
 
         Returns:
-            A tensor of the shape and dtype of ``x``.
+            A tensor of the shape and dtype of ``x``, or of what the linear layer gives.
 
         Raises:
             BatchTooSmallError: In training, if batch statistics are to be taken of a single value
@@ -90,9 +98,17 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         mean, var = self.running_mean, self.running_var
         # Mixed-precision sharding casts parameters and leaves buffers alone.
         weight, bias = self.weight.to(mean.dtype), self.bias.to(mean.dtype)
-        if not self.training or self.mode == "frozen":
+        fixed = not self.training or self.mode == "frozen"
+        if weight_before is not None:
+            if fixed and not torch.is_grad_enabled():
+                scale = weight * torch.rsqrt(var + self.eps)
+                folded, shift = weight_before * scale[:, None], bias - mean * scale
+                epilogue = "hardswish" if hardswish else "none"
+                return product(x, folded.to(x.dtype), shift.to(x.dtype), epilogue)
+            x = linear(x, weight_before)
+        if fixed:
             y = F.batch_norm(x, mean, var, weight, bias, False, 0.0, self.eps)
-            return F.hardswish(y) if hardswish else y
+            return _hardswish(y) if hardswish else y
         if self.synchronises:
             statistics = statistics or statistics_of_all_ranks([x])[0]
             self._track(*statistics)
@@ -110,10 +126,16 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         return F.hardswish(y) if hardswish else y
 
     def forward_tokens(
-        self, x: Tensor, statistics: Statistics | None = None, *, hardswish: bool = False
+        self,
+        x: Tensor,
+        statistics: Statistics | None = None,
+        *,
+        weight_before: Tensor | None = None,
+        hardswish: bool = False,
     ) -> Tensor:
         """Normalise channels-last tokens (..., C); as `forward`, without moving memory."""
-        return self(_rows(x), statistics, hardswish=hardswish).view(x.shape)
+        y = self(_rows(x), statistics, weight_before=weight_before, hardswish=hardswish)
+        return y.view(*x.shape[:-1], -1)
 
     @property
     def synchronises(self) -> bool:
@@ -205,6 +227,10 @@ def average_statistics(model: nn.Module) -> None:
 
 def _batch_norms(module: nn.Module) -> Iterator[BatchNorm]:
     return (part for part in module.modules() if isinstance(part, BatchNorm))
+
+
+def _hardswish(fresh: Tensor) -> Tensor:
+    return F.hardswish(fresh, inplace=not torch.is_grad_enabled())
 
 
 def _rows(tokens: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gmf_platform.models.backbones.token_ops import depthwise, depthwise_gradients, sum_of_tokens
+from gmf_platform.models.token_ops import depthwise, depthwise_gradients, sum_of_tokens
 
 __all__ = ["attend"]
 
@@ -77,12 +77,7 @@ class _Attend(torch.autograd.Function):
         torch.bmm(_rows(grad), context.mT, out=grad_q)
         torch.bmm(weights, grad_context, out=grad_v)
         grad_weights = (_rows(v) @ grad_context.mT).to(full.dtype)
-        # Of the softmax: w (g - sum of w g).
-        grad_weights.mul_(full)
-        torch.addcmul(
-            grad_weights, full, grad_weights.sum(1, keepdim=True), value=-1, out=grad_weights
-        )
-        grad_k.copy_(grad_weights)
+        grad_k.copy_(torch._softmax_backward_data(grad_weights, full, 1, full.dtype))
         if kernel is None:
             return grad_qkv, None, None, None
 

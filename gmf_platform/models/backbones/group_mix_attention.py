@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from gmf_platform.errors import UserError
 from gmf_platform.models.backbones.factorised_attention import attend
-from gmf_platform.models.backbones.token_ops import depthwise, linear
 from gmf_platform.models.norm import BatchNorm, joint_statistics
+from gmf_platform.models.token_ops import depthwise, linear
 
 __all__ = ["Aggregated", "GroupMixAttention", "SeparableConv"]
 
@@ -140,6 +140,12 @@ class Aggregator(nn.Module):
             self.add_module(f"norm{i}", BatchNorm(segment))
         self.agg0 = LocalMix(segment) if local_branch else None
 
+    def borrowed_parameters(self) -> Iterator[Tensor]:
+        """See `GroupMixAttention.borrowed_parameters`."""
+        for module in self.children():
+            if isinstance(module, SeparableConv):
+                yield from module.parameters()
+
     def forward(self, segments: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Aggregate segments of Q, K and V, each (B, H, W, 3, S).
 
@@ -167,20 +173,30 @@ class Aggregator(nn.Module):
 
     def aggregate(self, groups: list[Tensor]) -> list[Tensor]:
         """Group proxies of the tokens (n, B, H, W, S) of each attending segment, of that shape."""
-        convolved = [self.convolve(i, group) for i, group in enumerate(groups)]
         norms = [getattr(self, f"norm{i}") for i in range(len(groups))]
-        statistics = joint_statistics(norms, convolved)
+        gathered, weights = zip(*map(self.gather, range(len(groups)), groups), strict=True)
+        if any(norm.synchronises for norm in norms):
+            gathered = [
+                x if w is None else linear(x, w) for x, w in zip(gathered, weights, strict=True)
+            ]
+            weights = [None] * len(groups)
+        statistics = joint_statistics(norms, gathered)
         return [
-            norm.forward_tokens(tokens, own, hardswish=True)
-            for norm, tokens, own in zip(norms, convolved, statistics, strict=True)
+            norm.forward_tokens(x, own, weight_before=weight, hardswish=True)
+            for norm, x, own, weight in zip(norms, gathered, statistics, weights, strict=True)
         ]
 
-    def convolve(self, number: int, tokens: Tensor) -> Tensor:
-        """Gather the neighbours of tokens (n, B, H, W, S), as many as the segment's kernel says."""
+    def gather(self, number: int, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Gather the neighbours of tokens (n, B, H, W, S), as many as the segment's kernel says.
+
+        Returns:
+            The tokens gathered by a depthwise convolution, and the weights (S, S) of the pointwise
+            one that is to follow; if the segment has them.
+        """
         if self.kernel_sizes[number] == 1:
-            return tokens
-        gathered: Tensor = getattr(self, f"agg{number}")(tokens.flatten(0, 1))
-        return gathered.view(tokens.shape)
+            return tokens, None
+        convolution = getattr(self, f"agg{number}")
+        return convolution.gather(tokens.flatten(0, 1)).view(tokens.shape), convolution.weight
 
 
 class LocalMix(nn.Module):
@@ -250,7 +266,15 @@ class SeparableConv(nn.Module):
         """See `GroupMixAttention.borrowed_parameters`."""
         return self.parameters()
 
+    @property
+    def weight(self) -> Tensor:
+        """Weights (outputs, inputs) of the pointwise convolution."""
+        return self.pointwise_conv.weight.flatten(1)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """The depthwise convolution alone, of tokens (B, H, W, inputs)."""
+        return depthwise(x, self.conv1.weight, stride=self.conv1.stride[0])
+
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, inputs) to (B, ceil(H / stride), ceil(W / stride), outputs)."""
-        gathered = depthwise(x, self.conv1.weight, stride=self.conv1.stride[0])
-        return linear(gathered, self.pointwise_conv.weight.flatten(1))
+        return linear(self.gather(x), self.weight)

@@ -18,8 +18,8 @@ from gmf_platform.models.backbones.group_mix_attention import (
     GroupMixAttention,
     SeparableConv,
 )
-from gmf_platform.models.backbones.token_ops import depthwise, mlp
 from gmf_platform.models.norm import BatchNorm, statistics_kept
+from gmf_platform.models.token_ops import depthwise, mlp
 
 __all__ = ["VARIANTS", "GroupMixFormer", "Layout", "Variant"]
 
@@ -198,7 +198,12 @@ class PatchEmbed(nn.Module):
         self.norm = BatchNorm(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm.forward_tokens(self.proj(x), hardswish=True)
+        gathered, weight = self.proj.gather(x), self.proj.weight
+        return self.norm.forward_tokens(gathered, weight_before=weight, hardswish=True)
+
+    def borrowed_parameters(self) -> Iterator[Tensor]:
+        """See `GroupMixAttention.borrowed_parameters`."""
+        return self.proj.parameters()
 
 
 class Stage(nn.Module):
@@ -234,9 +239,9 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.cpe(x)
-        x = x + self.drop_path(self.att(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = _add(x, self.cpe(x))
+        x = _add(x, self.drop_path(self.att(self.norm1(x))))
+        return _add(x, self.drop_path(self.mlp(self.norm2(x))))
 
 
 class ConvPosition(nn.Module):
@@ -268,6 +273,11 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return mlp(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+
+
+def _add(x: Tensor, branch: Tensor) -> Tensor:
+    """The sum; in inference in the memory of the branch."""
+    return x + branch if torch.is_grad_enabled() else branch.add_(x)
 
 
 def _checkpointed(block: nn.Module, x: Tensor) -> Tensor:

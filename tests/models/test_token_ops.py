@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from gmf_platform.models.backbones.factorised_attention import attend
-from gmf_platform.models.backbones.token_ops import depthwise, linear, mlp
+from gmf_platform.models.token_ops import depthwise, linear, mlp
 
 
 def plain_depthwise(x, kernel, bias=None, stride=1):

@@ -18,12 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["depthwise", "depthwise_gradients", "linear", "mlp", "sum_of_tokens"]
+__all__ = ["depthwise", "depthwise_gradients", "linear", "mlp", "product", "sum_of_tokens"]
 
 NARROW = 64
 """Columns below which MKL's float32 product of tall matrices is faster than oneDNN's."""
 
-Epilogue = Literal["none", "gelu"]
+Epilogue = Literal["none", "gelu", "hardswish"]
+"""What follows a product."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -58,10 +59,9 @@ def mlp(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tenso
     """
     if torch.compiler.is_compiling():
         return F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2)
-    x, weight1, bias1, weight2, bias2 = _as_autocast(x, weight1, bias1, weight2, bias2)
     if not torch.is_grad_enabled():
-        return _product(_product(x, weight1, bias1, "gelu"), weight2, bias2)
-    result: Tensor = _Mlp.apply(x, weight1, bias1, weight2, bias2)
+        return product(product(x, weight1, bias1, "gelu"), weight2, bias2)
+    result: Tensor = _Mlp.apply(*_as_autocast(x, weight1, bias1, weight2, bias2))
     return result
 
 
@@ -168,7 +168,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _product(x, weight, bias)
+        return product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -181,9 +181,9 @@ class _Mlp(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor
     ) -> Tensor:
-        hidden = _product(x, weight1, bias1)
+        hidden = product(x, weight1, bias1)
         ctx.save_for_backward(x, hidden, weight1, weight2)
-        return _product(F.gelu(hidden), weight2, bias2)
+        return product(F.gelu(hidden), weight2, bias2)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
@@ -193,16 +193,33 @@ class _Mlp(torch.autograd.Function):
         return *_product_gradients(x, weight1, grad_hidden), *second
 
 
-def _product(
+def product(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, epilogue: Epilogue = "none"
 ) -> Tensor:
-    """A linear layer and what follows it, without gradients."""
+    """A linear layer and what follows it, under autocast too; it has no gradients on a CPU.
+
+    Args:
+        x: Tokens (..., inputs).
+        weight: Weights (outputs, inputs).
+        bias: Biases (outputs,).
+        epilogue: Computed in the same pass over memory, where the device can.
+
+    Returns:
+        Tokens (..., outputs).
+    """
+    x, weight, bias = _as_autocast(x, weight, bias)
     if x.device.type == "cpu" and x.dtype in _onednn_dtypes():
         # What torch.compile calls for linear layers on CPUs.
         algorithm = "none"  # the GELU by the error function
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, epilogue, [], algorithm)
     y = F.linear(x, weight, bias)
-    return F.gelu(y) if epilogue == "gelu" else y
+    match epilogue:
+        case "gelu":
+            return F.gelu(y)
+        case "hardswish":
+            return F.hardswish(y)
+        case _:
+            return y
 
 
 def _product_gradients(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -212,13 +229,13 @@ def _product_gradients(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor,
     wide = len(weight) > weight.shape[1]
     # On CPUs the product is up to twice as fast with the narrower matrix before the wider one.
     grad_weight = _columns_product(inputs, rows).t() if wide else _columns_product(rows, inputs)
-    return _product(grad, weight.t()), grad_weight, sum_of_tokens(grad)
+    return product(grad, weight.t()), grad_weight, sum_of_tokens(grad)
 
 
 def _columns_product(a: Tensor, b: Tensor) -> Tensor:
     """Products of the columns (R, n) of one matrix with those (R, m) of another; (n, m)."""
     if a.device.type == "cpu" and a.dtype == torch.float32 and a.shape[1] >= NARROW:
-        return _product(a.t(), b.t())
+        return product(a.t(), b.t())
     return a.t() @ b
 
 
