@@ -100,7 +100,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         weight, bias = self.weight.to(mean.dtype), self.bias.to(mean.dtype)
         fixed = not self.training or self.mode == "frozen"
         if weight_before is not None:
-            if fixed and not torch.is_grad_enabled():
+            if fixed and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
                 scale = weight * torch.rsqrt(var + self.eps)
                 folded, shift = weight_before * scale[:, None], bias - mean * scale
                 epilogue = "hardswish" if hardswish else "none"

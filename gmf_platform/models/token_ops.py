@@ -23,6 +23,9 @@ __all__ = ["depthwise", "depthwise_gradients", "linear", "mlp", "product", "sum_
 NARROW = 64
 """Columns below which MKL's float32 product of tall matrices is faster than oneDNN's."""
 
+FEW_ELEMENTS = 2**18
+"""Size of tensors below which calls take longer than copies."""
+
 Epilogue = Literal["none", "gelu", "hardswish"]
 """What follows a product."""
 
@@ -130,14 +133,14 @@ def _kernel_gradient_by_parts(x: Tensor, side: int, grad: Tensor) -> Tensor:
     parts = -(-side // 3)
     before, after = side // 2, 3 * parts - 1 - side // 2
     padded = F.pad(x, (0, 0, before, after, before, after))
-    result = x.new_empty(channels, 1, 3 * parts, 3 * parts)
-    part = x.new_empty(channels, 1, 3, 3)
-    for top in range(0, 3 * parts, 3):
-        for left in range(0, 3 * parts, 3):
-            window = padded[:, top : top + height + 2, left : left + width + 2]
-            gradient = _native_gradients(window, part, grad, 0, (False, True))[1]
-            result[:, :, top : top + 3, left : left + 3] = gradient
-    return result[:, :, :side, :side]
+    corners = [(3 * i, 3 * j) for i in range(parts) for j in range(parts)]
+    windows = [padded[:, i : i + height + 2, j : j + width + 2] for i, j in corners]
+    if x.numel() < FEW_ELEMENTS:
+        windows, grad = [torch.cat(windows, dim=-1)], grad.repeat(1, 1, 1, len(corners))
+    kernel = x.new_empty(grad.shape[-1], 1, 3, 3)
+    pieces = [_native_gradients(w, kernel, grad, 0, (False, True))[1] for w in windows]
+    gradient = torch.cat(pieces).view(parts, parts, channels, 3, 3).permute(2, 0, 3, 1, 4)
+    return gradient.reshape(channels, 1, 3 * parts, 3 * parts)[:, :, :side, :side]
 
 
 def _native_gradients(

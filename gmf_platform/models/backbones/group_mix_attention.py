@@ -86,7 +86,8 @@ class GroupMixAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Mix tokens (B, H, W, C) into tokens of the same shape."""
         qkv = linear(x, self.qkv.weight, self.qkv.bias).unflatten(-1, (3, self.segments, -1))
-        groups, local = self.aggregator(qkv.unbind(-2))
+        segments = qkv.permute(4, 3, 0, 1, 2, 5).contiguous()  # (G, 3, B, H, W, S), the one copy
+        groups, local = self.aggregator(segments.unbind(0))
         mask = self.head_mask(groups[0])
         positions = self.crpe.per_segment() if self.crpe else [(None, None)] * len(groups)
         mixed = [
@@ -147,15 +148,13 @@ class Aggregator(nn.Module):
                 yield from module.parameters()
 
     def forward(self, segments: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Aggregate segments of Q, K and V, each (B, H, W, 3, S).
+        """Aggregate segments of Q, K and V, each (3, B, H, W, S).
 
         Returns:
             Q, K and V (3, B, H, W, S) of each attending segment; and the locally mixed segment
             (B, H, W, S), if there is one.
         """
-        attending = segments[: len(self.kernel_sizes)]
-        # The one copy: the others take the tokens where they lie.
-        groups = [segment.movedim(3, 0).contiguous() for segment in attending]
+        groups = list(segments[: len(self.kernel_sizes)])
         local = [] if self.agg0 is None else [self.agg0(segments[-1])]
         if len(self.places) == 3:
             return self.aggregate(groups), local
@@ -208,8 +207,8 @@ class LocalMix(nn.Module):
         self.norm = nn.LayerNorm(segment)
 
     def forward(self, qkv: Tensor) -> Tensor:
-        """Map Q, K, V (B, H, W, 3, S) to tokens (B, H, W, S)."""
-        return F.hardswish(self.norm(self.conv(qkv.flatten(3))))
+        """Map Q, K, V (3, B, H, W, S) to tokens (B, H, W, S)."""
+        return F.hardswish(self.norm(self.conv(qkv.movedim(0, 3).flatten(3))))
 
 
 class ConvRelativePosition(nn.Module):
