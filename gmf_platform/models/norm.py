@@ -16,7 +16,7 @@ from gmf_platform.models.norm_functions import (
     normalise,
     statistics_of_all_ranks,
 )
-from gmf_platform.models.token_ops import linear, product
+from gmf_platform.models.token_ops import Epilogue, linear, product
 
 __all__ = [
     "BatchNorm",
@@ -95,26 +95,37 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             BatchTooSmallError: In training, if batch statistics are to be taken of a single value
                 per channel.
         """
-        mean, var = self.running_mean, self.running_var
-        # Mixed-precision sharding casts parameters and leaves buffers alone.
-        weight, bias = self.weight.to(mean.dtype), self.bias.to(mean.dtype)
         fixed = not self.training or self.mode == "frozen"
         if weight_before is not None:
             if fixed and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
-                scale = weight * torch.rsqrt(var + self.eps)
-                folded, shift = weight_before * scale[:, None], bias - mean * scale
-                epilogue = "hardswish" if hardswish else "none"
-                return product(x, folded.to(x.dtype), shift.to(x.dtype), epilogue)
+                return self._with_product(x, weight_before, "hardswish" if hardswish else "none")
             x = linear(x, weight_before)
         if fixed:
-            y = F.batch_norm(x, mean, var, weight, bias, False, 0.0, self.eps)
-            return _hardswish(y) if hardswish else y
+            y = F.batch_norm(x, *self._statistics_and_affine(), eps=self.eps)
+            return F.hardswish(y, inplace=not torch.is_grad_enabled()) if hardswish else y
         if self.synchronises:
             statistics = statistics or statistics_of_all_ranks([x])[0]
             self._track(*statistics)
-            return normalise(x, statistics, weight, bias, eps=self.eps, hardswish=hardswish)
+            _, _, *affine = self._statistics_and_affine()
+            return normalise(x, statistics, *affine, eps=self.eps, hardswish=hardswish)
+        return self._by_own_statistics(x, hardswish)
 
+    def _statistics_and_affine(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Running mean and variance, weight and bias."""
+        mean, var = self.running_mean, self.running_var
+        # Mixed-precision sharding casts parameters and leaves buffers alone.
+        return mean, var, self.weight.to(mean.dtype), self.bias.to(mean.dtype)
+
+    def _with_product(self, x: Tensor, before: Tensor, epilogue: Epilogue) -> Tensor:
+        """One product in place of the one before and a norm by running statistics."""
+        mean, var, weight, bias = self._statistics_and_affine()
+        scale = weight * torch.rsqrt(var + self.eps)
+        folded, shift = before * scale[:, None], bias - mean * scale
+        return product(x, folded.to(x.dtype), shift.to(x.dtype), epilogue)
+
+    def _by_own_statistics(self, x: Tensor, hardswish: bool) -> Tensor:
         self._refuse_single_values(x)
+        mean, var, weight, bias = self._statistics_and_affine()
         if self.keeps_statistics:
             # Copies, not None: a repeated forward must save as many tensors as the first.
             mean, var = mean.clone(), var.clone()
@@ -227,10 +238,6 @@ def average_statistics(model: nn.Module) -> None:
 
 def _batch_norms(module: nn.Module) -> Iterator[BatchNorm]:
     return (part for part in module.modules() if isinstance(part, BatchNorm))
-
-
-def _hardswish(fresh: Tensor) -> Tensor:
-    return F.hardswish(fresh, inplace=not torch.is_grad_enabled())
 
 
 def _rows(tokens: Tensor) -> Tensor:

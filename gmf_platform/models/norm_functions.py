@@ -17,7 +17,8 @@ class Statistics(NamedTuple):
     mean: Tensor
     var: Tensor
     """Biased."""
-    count: Tensor
+    values: Tensor
+    """How many, over all ranks."""
 
 
 class NormHardswish(torch.autograd.Function):

@@ -18,7 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["depthwise", "depthwise_gradients", "linear", "mlp", "product", "sum_of_tokens"]
+__all__ = [
+    "Epilogue",
+    "depthwise",
+    "depthwise_gradients",
+    "linear",
+    "mlp",
+    "product",
+    "sum_of_tokens",
+]
 
 NARROW = 64
 """Columns below which MKL's float32 product of tall matrices is faster than oneDNN's."""
@@ -98,13 +106,11 @@ def depthwise_gradients(x: Tensor, kernel: Tensor, grad: Tensor) -> tuple[Tensor
         Gradients of ``x`` and of ``kernel``.
     """
     side = kernel.shape[-1]
-    if x.device.type != "cpu":
-        return _native_gradients(x, kernel, grad, side // 2, (True, True))
-    # A convolution with the kernel turned round, in all cases faster than oneDNN's own gradient.
+    # A convolution with the kernel turned round: faster than oneDNN's own gradient.
     grad_x = _convolve(grad, kernel.flip(2, 3))
-    if side <= 3:
-        return grad_x, _native_gradients(x, kernel, grad, side // 2, (False, True))[1]
-    return grad_x, _kernel_gradient_by_parts(x, side, grad)
+    if side > 3 and x.device.type == "cpu":
+        return grad_x, _kernel_gradient_by_parts(x, side, grad)
+    return grad_x, _native_kernel_gradient(x, kernel, grad, side // 2)
 
 
 def sum_of_tokens(x: Tensor) -> Tensor:
@@ -138,20 +144,19 @@ def _kernel_gradient_by_parts(x: Tensor, side: int, grad: Tensor) -> Tensor:
     if x.numel() < FEW_ELEMENTS:
         windows, grad = [torch.cat(windows, dim=-1)], grad.repeat(1, 1, 1, len(corners))
     kernel = x.new_empty(grad.shape[-1], 1, 3, 3)
-    pieces = [_native_gradients(w, kernel, grad, 0, (False, True))[1] for w in windows]
+    pieces = [_native_kernel_gradient(w, kernel, grad, padding=0) for w in windows]
     gradient = torch.cat(pieces).view(parts, parts, channels, 3, 3).permute(2, 0, 3, 1, 4)
     return gradient.reshape(channels, 1, 3 * parts, 3 * parts)[:, :, :side, :side]
 
 
-def _native_gradients(
-    x: Tensor, kernel: Tensor, grad: Tensor, padding: int, wanted: tuple[bool, bool]
-) -> tuple[Tensor, Tensor]:
-    grad_x, grad_kernel, _ = torch.ops.aten.convolution_backward(
+def _native_kernel_gradient(x: Tensor, kernel: Tensor, grad: Tensor, padding: int) -> Tensor:
+    """The gradient of the kernel (C, 1, k, k), whose values do not matter."""
+    gradients = torch.ops.aten.convolution_backward(
         *(_image(grad), _image(x), kernel, None),
         *([1, 1], [padding, padding], [1, 1], False, [0, 0], len(kernel)),
-        [*wanted, False],
+        [False, True, False],
     )
-    return None if grad_x is None else grad_x.permute(0, 2, 3, 1), grad_kernel
+    return gradients[1]
 
 
 class _Depthwise(torch.autograd.Function):
@@ -175,8 +180,9 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = _product_gradients(*ctx.saved_tensors, grad)
-        return *gradients[:2], gradients[2] if ctx.needs_input_grad[2] else None
+        x, weight = ctx.saved_tensors
+        grad_x, grad_weight, grad_bias = _product_gradients(x, weight, grad)
+        return grad_x, grad_weight, grad_bias if ctx.needs_input_grad[2] else None
 
 
 class _Mlp(torch.autograd.Function):

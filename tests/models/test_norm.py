@@ -1,10 +1,12 @@
 """The batch norm against PyTorch's, in one process and in two."""
 
 import multiprocessing
+from collections import Counter
 
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import nn
 
 from gmf_platform.errors import UserError
@@ -45,6 +47,36 @@ def test_one_process_is_exactly_pytorch(mode, memory):
             strict=True,
         )
         assert all(torch.equal(a, b) for a, b in pair)
+
+
+@pytest.mark.parametrize("mode", ["sync", "frozen"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("with_product", [True, False])
+def test_a_hardswish_and_a_product_are_taken_in(mode, training, with_product, relative_error):
+    ours, theirs = make_pair(mode)
+    ours.double().train(training)
+    theirs.double().train(training and mode == "sync")
+    weight = torch.randn(CHANNELS, 4 if with_product else CHANNELS).double().requires_grad_()
+    x = torch.randn(2, 3, 5, weight.shape[1], dtype=torch.float64, requires_grad=True)
+    before = weight if with_product else None
+    y = ours.forward_tokens(x, weight_before=before, hardswish=True)
+    products = x @ weight.T if with_product else x
+    expected = F.hardswish(theirs(products.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+    assert relative_error(y, expected) < 1e-14
+
+    inputs = [x, *([weight] if with_product else [])]
+    direction = torch.randn_like(y)
+    gradients = torch.autograd.grad(y, [*inputs, ours.weight, ours.bias], direction)
+    references = torch.autograd.grad(expected, [*inputs, theirs.weight, theirs.bias], direction)
+    for gradient, reference in zip(gradients, references, strict=True):
+        assert relative_error(gradient, reference) < 1e-13
+    for buffer, reference in zip(ours.buffers(), theirs.buffers(), strict=True):
+        torch.testing.assert_close(buffer, reference)
+
+    with torch.no_grad():
+        again = ours.eval().forward_tokens(x, weight_before=before, hardswish=True)
+        expected = F.hardswish(theirs.eval()(products.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+    assert relative_error(again, expected) < 1e-14
 
 
 def test_state_has_pytorchs_names():
@@ -140,6 +172,24 @@ def small_backbone():
     return net, images
 
 
+def collectives_of(net, images):
+    """Collectives of a training step, by name."""
+    counts = Counter()
+
+    def counted(name, collective):
+        def call(*args, **kwargs):
+            counts[name] += 1
+            return collective(*args, **kwargs)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("all_gather_into_tensor", "all_reduce", "all_gather", "broadcast"):
+            patch.setattr(dist, name, counted(name, getattr(dist, name)))
+        train_backbone(net, images)
+    return dict(counts)
+
+
 def train_backbone(net, images):
     sum(map_.square().sum() for map_ in net(images)).backward()
     return [parameter.grad for parameter in net.parameters()], list(net.buffers())
@@ -160,7 +210,11 @@ def rank_main(rank, folder):
         norm(x[SHARES[rank]])
     net, images = small_backbone()
     backbone = train_backbone(net, images[SHARES[rank]])
-    torch.save((synced, alone, int(norm.num_batches_tracked), backbone), f"{folder}/{rank}.pt")
+    for stage in net.groupmixformer_backbone:
+        stage.checkpointing = False
+    counts = collectives_of(net, images[SHARES[rank]])
+    results = synced, alone, int(norm.num_batches_tracked), counts, backbone
+    torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -204,7 +258,13 @@ def test_train_mode_keeps_ranks_apart(two_ranks, relative_error):
 
 
 def test_kept_statistics_stay_on_two_ranks(two_ranks):
-    assert [count for _, _, count, _ in two_ranks] == [1, 1]
+    assert [count for _, _, count, *_ in two_ranks] == [1, 1]
+
+
+def test_norms_side_by_side_share_their_collectives(two_ranks):
+    # One each way for two norms of the stem, four of the embeddings, and four times four of blocks.
+    for _, _, _, counts, _ in two_ranks:
+        assert counts == {"all_gather_into_tensor": 2 + 4 + 4, "all_reduce": 2 + 4 + 4}
 
 
 def test_checkpointed_backbone_on_two_ranks(two_ranks, relative_error):

@@ -29,14 +29,13 @@ def attend(qkv: Tensor, mask: Tensor, kernel: Tensor | None, bias: Tensor | None
         kernel, bias = kernel.to(qkv.dtype), bias.to(qkv.dtype)
     mask = mask.to(qkv.dtype)
     if torch.compiler.is_compiling():
-        return _attend(*qkv.unbind(0), mask, kernel, bias)
+        return _attend(qkv, mask, kernel, bias)
     result: Tensor = _Attend.apply(qkv, mask, kernel, bias)
     return result
 
 
-def _attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, kernel: Tensor | None, bias: Tensor | None
-) -> Tensor:
+def _attend(qkv: Tensor, mask: Tensor, kernel: Tensor | None, bias: Tensor | None) -> Tensor:
+    q, k, v = qkv.unbind(0)
     context = _rows(_weights(k)).to(v.dtype).mT @ _rows(v) * mask
     attended = (_rows(q) @ context).view(q.shape)
     if kernel is None:
@@ -60,7 +59,7 @@ class _Attend(torch.autograd.Function):
         ctx: Any, qkv: Tensor, mask: Tensor, kernel: Tensor | None, bias: Tensor | None
     ) -> Tensor:
         ctx.save_for_backward(qkv, mask, kernel, bias)
-        return _attend(*qkv.unbind(0), mask, kernel, bias)
+        return _attend(qkv, mask, kernel, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -173,16 +173,13 @@ class Aggregator(nn.Module):
     def aggregate(self, groups: list[Tensor]) -> list[Tensor]:
         """Group proxies of the tokens (n, B, H, W, S) of each attending segment, of that shape."""
         norms = [getattr(self, f"norm{i}") for i in range(len(groups))]
-        gathered, weights = zip(*map(self.gather, range(len(groups)), groups), strict=True)
-        if any(norm.synchronises for norm in norms):
-            gathered = [
-                x if w is None else linear(x, w) for x, w in zip(gathered, weights, strict=True)
-            ]
-            weights = [None] * len(groups)
-        statistics = joint_statistics(norms, gathered)
+        gathered = [self.gather(i, group) for i, group in enumerate(groups)]
+        if any(norm.synchronises for norm in norms):  # which then have to see the products
+            gathered = [(x if w is None else linear(x, w), None) for x, w in gathered]
+        statistics = joint_statistics(norms, [x for x, _ in gathered])
         return [
             norm.forward_tokens(x, own, weight_before=weight, hardswish=True)
-            for norm, x, own, weight in zip(norms, gathered, statistics, weights, strict=True)
+            for norm, (x, weight), own in zip(norms, gathered, statistics, strict=True)
         ]
 
     def gather(self, number: int, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
