@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 # Four figures: train and validation images, their side, and the seed of the drawing.
 SAMPLE := --train 200 --val 50 --size 128 --seed 0
 
-.PHONY: setup demo test slow lint bench clean
+.PHONY: setup demo test slow cluster faults soak lint bench clean
 
 setup: $(VENV)/installed
 
@@ -27,10 +27,24 @@ demo: setup
 	@echo "curves       $(VENV)/bin/tensorboard --logdir runs"
 
 test: setup
-	$(RUN) -m pytest -m "not slow" -n 2 --dist loadfile
+	$(RUN) -m pytest -m "not slow and not fault" -n 2 --dist loadfile
 
 slow: setup
-	$(RUN) -m pytest -m slow
+	$(RUN) -m pytest -m slow --ignore tests/cluster
+
+# Jobs on a real Slurm, on this machine.
+cluster: setup
+	$(RUN) -m pytest -m slow tests/cluster --durations 0
+
+# A third of the faults, as the commit's hash has it; --third N takes another.
+faults: setup
+	$(RUN) -m pytest tests/faults -m fault --third commit --durations 0
+
+# All of them, each ROUNDS times; and jobs on a real Slurm, stopped at 20 random moments.
+ROUNDS ?= 1
+soak: setup
+	$(RUN) -m pytest tests/faults -m fault --rounds $(ROUNDS) --durations 0
+	SOAK=1 $(RUN) -m pytest tests/cluster -m slow --durations 0
 
 lint: setup
 	$(VENV)/bin/ruff check .
@@ -39,7 +53,7 @@ lint: setup
 
 bench: setup
 	$(RUN) benchmarks/transforms.py
-	$(RUN) benchmarks/backbone.py
+	$(RUN) -m gmf_platform benchmark backbone --against timm:swin_tiny_patch4_window7_224
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -11,17 +11,13 @@ autocast on the CPU, which keeps layer norms in bfloat16; CUDA's keeps their inp
 
 import argparse
 import warnings
-import weakref
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from gmf_platform.benchmark.memory import LiveBytes
 from gmf_platform.models import heads
 from gmf_platform.models.backbones import GroupMixFormer
 from gmf_platform.models.backbones.groupmixformer import VARIANTS, Variant
@@ -123,45 +119,6 @@ def materialise(model: nn.Module, device: str) -> None:
 def empty_like(x: Tensor, device: str) -> Tensor:
     memory_format = torch.channels_last if x.ndim == 4 else torch.contiguous_format
     return torch.empty(x.shape, dtype=x.dtype, device=device, memory_format=memory_format)
-
-
-class LiveBytes(TorchDispatchMode):
-    """Adds up the storages that operations make, until nothing refers to them any more.
-
-    Attributes:
-        now: bytes alive.
-        peak: the most that ``now`` has been.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._sizes: dict[int, int] = {}
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for x in tree_leaves(result):
-            if isinstance(x, Tensor):
-                self._count(x.untyped_storage())
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key in self._sizes:
-            return
-        self._sizes[key] = storage.nbytes()
-        self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._forget, key)
-
-    def _forget(self, key: int) -> None:
-        self.now -= self._sizes.pop(key)
 
 
 if __name__ == "__main__":

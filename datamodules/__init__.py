@@ -11,15 +11,17 @@ if TYPE_CHECKING:
     from datamodules.base import BaseDataModule
     from datamodules.coco import COCO
     from datamodules.imagenet import ImageNet
+    from datamodules.multitask import MultiTask
     from datamodules.segmentation_files import SegmentationFiles
 
-__all__ = ["ADE20K", "COCO", "BaseDataModule", "ImageNet", "SegmentationFiles"]
+__all__ = ["ADE20K", "COCO", "BaseDataModule", "ImageNet", "MultiTask", "SegmentationFiles"]
 
 _HOME = {
     "ADE20K": "datamodules.ade20k",
     "BaseDataModule": "datamodules.base",
     "COCO": "datamodules.coco",
     "ImageNet": "datamodules.imagenet",
+    "MultiTask": "datamodules.multitask",
     "SegmentationFiles": "datamodules.segmentation_files",
 }
 

@@ -2,7 +2,7 @@
 
 import os
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from datamodules.checking import Inspectable
 from datamodules.layouts import Layout, check_root
 from datamodules.loader import Loader, TrainLoader
+from datamodules.transforms.common_size import CommonSize
 from gmf_platform.distributed.order import (
     BatchPlan,
     EvalBatches,
@@ -23,12 +24,21 @@ from gmf_platform.distributed.order import (
 )
 from gmf_platform.errors import UserError
 
-__all__ = ["BaseDataModule", "available_cpus"]
+__all__ = ["BaseDataModule", "available_cpus", "default_workers"]
+
+
+_MOST_SAMPLED = 32
+"""Images of a batch that nothing is trained on: enough for the statistics of a norm."""
 
 
 def available_cpus() -> int:
     """CPUs that this process may use; fewer than the machine has inside a job or container."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_workers() -> int:
+    """Loading processes per device where the config names no number."""
+    return min(8, available_cpus())
 
 
 class BaseDataModule(LightningDataModule):
@@ -48,9 +58,18 @@ class BaseDataModule(LightningDataModule):
             set that has targets.
         num_workers: loading processes per device; None: one per CPU, at most 8.
         seed: of order and augmentation.
+
+    Attributes:
+        part: the task's name where several are trained together; empty for one alone.
+        common_size: of evaluation images, instead of the task's own transform, where several tasks
+            are to see the same pixels; None: the task's own.
     """
 
     layout: Layout | None = None
+    smaller_training = "smaller images"
+    """How training images are made smaller, for advice to a user whose device is full."""
+    smaller_evaluation = smaller_training
+    """Likewise those of evaluation and prediction."""
 
     def __init__(
         self,
@@ -70,9 +89,12 @@ class BaseDataModule(LightningDataModule):
         self.global_batch_size = global_batch_size
         self.per_device_batch_size = per_device_batch_size
         self.eval_batch_size, self.test_split = eval_batch_size, test_split
-        self.num_workers = min(8, available_cpus()) if num_workers is None else num_workers
+        self.num_workers_given = num_workers
+        self.num_workers = default_workers() if num_workers is None else num_workers
         self.seed = seed
-        self._datasets: dict[tuple[str, bool], Dataset[Any]] = {}
+        self.part = ""
+        self.common_size: CommonSize | None = None
+        self._datasets: dict[tuple[str, bool, CommonSize | None], Dataset[Any]] = {}
 
     @property
     @abstractmethod
@@ -90,6 +112,17 @@ class BaseDataModule(LightningDataModule):
     @abstractmethod
     def collate(self, samples: list[Any], *, training: bool) -> dict[str, Any]:
         """Join samples to a batch (the contract is in docs/architecture.md)."""
+
+    @property
+    def run_folder(self) -> Path:
+        """Where a run keeps what it must remember of the data."""
+        assert self.trainer is not None
+        return Path(self.trainer.default_root_dir) / self.part
+
+    def describe(self) -> str:
+        """The data, for people to read."""
+        images: int = len(self.split("training"))  # type: ignore[arg-type]
+        return f"{self.root}, {images} training images, {len(self.class_names)} classes"
 
     def inspectable(self, split: str) -> Inspectable:
         """The samples of a split as `check-data` sees them.
@@ -109,9 +142,10 @@ class BaseDataModule(LightningDataModule):
             training: augmented; None: the training split is, others are not.
         """
         training = split == "training" if training is None else training
-        if (split, training) not in self._datasets:
-            self._datasets[split, training] = self.dataset(split, training=training)
-        return self._datasets[split, training]
+        key = split, training, None if training else self.common_size
+        if key not in self._datasets:
+            self._datasets[key] = self.dataset(split, training=training)
+        return self._datasets[key]
 
     def setup(self, stage: str) -> None:
         """Build the data sets that a stage needs, so that wrong data is said at once."""
@@ -126,6 +160,10 @@ class BaseDataModule(LightningDataModule):
     def plan(self, world_size: int) -> BatchPlan:
         """Per-device batch and accumulation for a number of processes."""
         return plan_batches(self.global_batch_size, world_size, self.per_device_batch_size)
+
+    def plans(self, world_size: int) -> dict[str, BatchPlan]:
+        """The plan of each task of joint training; here the one under an empty name."""
+        return {"": self.plan(world_size)}
 
     def steps_per_epoch(self) -> float:
         """Optimiser steps in which each training sample is seen once, on average."""
@@ -147,11 +185,53 @@ class BaseDataModule(LightningDataModule):
         batches = TrainBatches(self.order(size), self.plan(world_size), rank=rank, steps=steps)
         return TrainLoader(dataset, batches, **self._loading(training=True))
 
+    def sample_loader(self, batches: int, *, rank: int = 0, world_size: int = 1) -> Loader:
+        """The run's first training samples in batches that are dealt to the ranks in turn.
+
+        The same ones at each call, which has no effect on the run's own.
+
+        Args:
+            batches: over all ranks.
+            rank: this process.
+            world_size: number of processes.
+        """
+        dataset = self.split("training")
+        order = self.order(len(dataset))  # type: ignore[arg-type]
+        size = min(self.per_device_batch_size or self.global_batch_size, _MOST_SAMPLED)
+        keys = [
+            [order[number * size + i] for i in range(size)]
+            for number in range(rank, batches, world_size)
+        ]
+        return Loader(dataset, keys, **self._loading(training=True))
+
     def eval_loader(self, split: str, *, rank: int = 0, world_size: int = 1) -> Loader:
         """The batches of one rank for one pass over a split, nothing repeated or left out."""
+        groups = self.eval_groups(self.split(split, training=False))
+        return self.loader_of(split, groups[rank::world_size])
+
+    def loader_of(self, split: str, groups: Sequence[Sequence[int]]) -> Loader:
+        """Evaluation batches of a split, each of the samples of a group."""
+        batches = EvalBatches(groups, rank=0, world_size=1)
         dataset = self.split(split, training=False)
-        batches = EvalBatches(self.eval_groups(dataset), rank=rank, world_size=world_size)
         return Loader(dataset, batches, **self._loading(training=False))
+
+    def image_names(self, split: str) -> list[str]:
+        """What each evaluation sample's image is called.
+
+        Samples of several tasks that have one name may be of one image. A data set that gives its
+        files' names, without suffix, lets tasks share the backbone's pass; by default no other
+        task's sample is called the same.
+        """
+        size = len(self.split(split, training=False))  # type: ignore[arg-type]
+        return [f"{self.part}:{index}" for index in range(size)]
+
+    def evaluations(self) -> Iterator[dict[str, Any]]:
+        """The ways in which the data is to be scored, one after the other.
+
+        Yields:
+            What a line of scores says of the way, while the data is in it.
+        """
+        yield {}
 
     def predict_loader(
         self, paths: Sequence[Path], *, rank: int = 0, world_size: int = 1
@@ -164,7 +244,7 @@ class BaseDataModule(LightningDataModule):
     def eval_groups(self, dataset: Dataset[Any]) -> list[list[int]]:
         """Which samples share an evaluation batch: a function of the data set alone."""
         indices = list(range(len(dataset)))  # type: ignore[arg-type]
-        size = self.eval_batch_size
+        size = 1 if self.common_size else self.eval_batch_size
         return [indices[i : i + size] for i in range(0, len(indices), size)]
 
     def train_dataloader(self) -> TrainLoader:

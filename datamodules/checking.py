@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.images import DataError, Flaw, Image8
 from datamodules.loader import one_thread
+from gmf_platform.errors import counted
 
 __all__ = ["Finding", "Inspectable", "Report", "class_table", "inspect_all"]
 
@@ -47,6 +48,10 @@ class Inspectable(Protocol):
         """What is wrong with the list of samples, known without opening any."""
         ...
 
+    def notes(self) -> list[str]:
+        """What is left out though nothing is wrong with it, in sentences."""
+        ...
+
     def inspect(self, index: int) -> Finding:
         """Open a sample; what is wrong with it is returned, not raised."""
         ...
@@ -71,6 +76,7 @@ class Report:
     Attributes:
         samples: how many there are.
         unit: what ``counts`` counts.
+        notes: what is left out though nothing is wrong with it.
         problems: by kind, in the order of the samples.
         counts: label -> sum over the samples.
         images_with: label -> samples in which it occurs.
@@ -80,6 +86,7 @@ class Report:
 
     samples: int
     unit: str
+    notes: list[str] = field(default_factory=list)
     problems: dict[Flaw, list[str]] = field(default_factory=lambda: defaultdict(list))
     counts: Counter[int] = field(default_factory=Counter)
     images_with: Counter[int] = field(default_factory=Counter)
@@ -107,8 +114,8 @@ class Report:
         return sum(map(len, self.problems.values()))
 
     def lines(self) -> list[str]:
-        """Number of samples, image sizes, and up to 20 problems of each kind."""
-        lines = [f"{self.samples} images, {self._sizes()}"]
+        """Number of samples, image sizes, notes, and up to 20 problems of each kind."""
+        lines = [f"{counted(self.samples, 'image', 'images')}, {self._sizes()}", *self.notes]
         for flaw in Flaw:
             found = self.problems.get(flaw, [])
             if found:  # what to do, a message's further lines, is said once
@@ -157,7 +164,7 @@ def inspect_all(
         workers: processes that open files; 0 for none beside this one.
         progress: called with the samples done and their number.
     """
-    report = Report(len(split), split.unit)
+    report = Report(len(split), split.unit, split.notes())
     report.note(split.problems())
     loader: DataLoader[Any] = DataLoader(
         _Inspections(split),

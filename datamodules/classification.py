@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from datamodules.checking import Finding
 from datamodules.class_samples import ClassSamples
 from datamodules.images import DataError, Flaw, Image8, decode_image, read_bytes
-from datamodules.transforms.classification import EvalTransform, TrainTransform
+from datamodules.transforms.classification import CommonTransform, EvalTransform, TrainTransform
 from gmf_platform.distributed.order import SampleKey
 
 __all__ = ["ClassificationDataset", "ImagesOfClasses", "InspectableClasses", "collate_images"]
@@ -31,7 +31,7 @@ class ClassificationDataset(Dataset[dict[str, Any]]):
         self,
         samples: ClassSamples,
         root: Path,
-        transform: TrainTransform | EvalTransform,
+        transform: TrainTransform | EvalTransform | CommonTransform,
         *,
         seed: int,
     ) -> None:
@@ -116,6 +116,10 @@ class InspectableClasses:
     def problems(self) -> list[DataError]:
         """Classes without images, folders that are no class."""
         return list(self._problems)
+
+    def notes(self) -> list[str]:
+        """Nothing is left out."""
+        return []
 
     def inspect(self, index: int) -> Finding:
         """Decode an image."""

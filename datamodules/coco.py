@@ -16,6 +16,7 @@ from datamodules.held_out import check_fraction, chosen_by_hash, listed_names, w
 from datamodules.images import DataError
 from datamodules.labels import read_class_names
 from datamodules.layouts import check_coco
+from gmf_platform.errors import counted
 
 __all__ = ["COCO"]
 
@@ -107,7 +108,7 @@ class COCO(DetectionDataModule):
         super().setup(stage)
         trainer = self.trainer
         if stage == "fit" and self.whole and trainer is not None and trainer.is_global_zero:
-            write_list(Path(trainer.default_root_dir), self._validation_ids)
+            write_list(self.run_folder, self._validation_ids)
 
     def images(self, split: str) -> DetectionSplit:
         """All images of a split.
@@ -135,15 +136,16 @@ class COCO(DetectionDataModule):
         wanted = np.flatnonzero(held_out if split == "validation" else ~held_out)
         if not len(wanted):
             raise DataError(
-                f"no images of {len(annotations)} are left for {split}: change data.val_fraction "
-                "or data.val_list"
+                f"none of {counted(len(annotations), 'image', 'images')} is left for {split}: "
+                "change data.val_fraction or data.val_list"
             )
         return DetectionSplit(annotations, self.root / folder, wanted)
 
     def inspectable(self, split: str) -> InspectableDetections:
         """The split for `check-data`; what is wrong with one file for both is said once."""
         tell = self.whole is None or split == "training"
-        return InspectableDetections(self.images(split), tell=tell)
+        scored = self.with_masks and split != "training"
+        return InspectableDetections(self.images(split), tell=tell, scored=scored)
 
     @cached_property
     def _validation_ids(self) -> set[str]:
@@ -165,17 +167,7 @@ class COCO(DetectionDataModule):
                 named_in=None if own else names,
                 with_masks=self.with_masks,
             )
-            _log(read)
+            for line in read.left_out():
+                log.info("%s", line)
             self._read[file] = read
         return self._read[file]
-
-
-def _log(annotations: CocoAnnotations) -> None:
-    """Say what of a file is not used though nothing is wrong with it."""
-    if annotations.dropped:
-        said = "%s: %d boxes are left out: outside their images, or thinner than a pixel"
-        log.info(said, annotations.path, annotations.dropped)
-    shapeless = int((~annotations.crowd & ~annotations.is_object).sum())
-    if shapeless:
-        said = "%s: %d objects without a mask are no targets of training, as crowds are none"
-        log.info(said, annotations.path, shapeless)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from datamodules.images import DataError
+from gmf_platform.errors import counted
 
 __all__ = ["CocoAnnotations", "DetectionTargets", "Outline", "Ragged", "Rle"]
 
@@ -128,6 +129,21 @@ class CocoAnnotations:
         """How many targets each image has (I,)."""
         total = np.concatenate([[0], np.cumsum(self.is_object[self.of_image.values])])
         return np.diff(total[self.of_image.ends], prepend=0)
+
+    def left_out(self) -> list[str]:
+        """What is no target of training though nothing is wrong with it, in sentences."""
+        lines = []
+        if self.dropped:
+            boxes = counted(self.dropped, "box is", "boxes are")
+            lines.append(
+                f"{self.path}: {boxes} left out, of which less than a pixel of width or height is "
+                "in the image"
+            )
+        shapeless = int((~self.crowd & ~self.is_object).sum())
+        if shapeless:
+            objects = counted(shapeless, "object has", "objects have")
+            lines.append(f"{self.path}: {objects} no mask, and so no part in training")
+        return lines
 
     def file_name(self, image: int) -> str:
         """The file of an image, as the annotation file names it."""

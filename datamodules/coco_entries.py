@@ -3,17 +3,37 @@
 import math
 from array import array
 from collections.abc import Mapping
+from reprlib import repr as short
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-__all__ = ["WrongEntry", "clipped_box", "compressed_runs", "polygon", "run_lengths"]
+__all__ = ["WrongEntry", "clipped_box", "compressed_runs", "polygon", "run_lengths", "whole"]
 
 
 class WrongEntry(Exception):
     """What is wrong with one entry of an annotation file, to be said behind its id."""
+
+
+def whole(record: Mapping[str, Any], key: str, *, bits: int = 64) -> int:
+    """A whole number of an entry.
+
+    Args:
+        record: the entry.
+        key: of the number.
+        bits: that the number, which has a sign, is kept in.
+
+    Raises:
+        WrongEntry: there is none, or it is too large.
+    """
+    value = record.get(key)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise WrongEntry(f"its {key} is {short(value)}, not a whole number")
+    if value.bit_length() >= bits:
+        raise WrongEntry(f"its {key} {short(value)} is too large for {bits} bits")
+    return value
 
 
 def clipped_box(box: Any, size: tuple[int, int]) -> tuple[float, float, float, float] | None:
@@ -29,9 +49,9 @@ def clipped_box(box: Any, size: tuple[int, int]) -> tuple[float, float, float, f
     try:
         x, y, width, height = box
         if not math.isfinite(x + y + width + height):
-            raise WrongEntry(f"its bbox {box} is not finite")
+            raise WrongEntry(f"its bbox {short(box)} is not finite")
     except (TypeError, ValueError, OverflowError):
-        raise WrongEntry(f"its bbox is {box!r}, not [x, y, width, height]") from None
+        raise WrongEntry(f"its bbox is {short(box)}, not [x, y, width, height]") from None
     x1, y1 = max(x, 0.0), max(y, 0.0)
     x2, y2 = min(x + width, size[1]), min(y + height, size[0])
     return (x1, y1, x2, y2) if x2 - x1 >= 1 and y2 - y1 >= 1 else None
@@ -67,7 +87,7 @@ def compressed_runs(shape: Mapping[str, Any], size: tuple[int, int]) -> bytes:
     counts = shape.get("counts")
     if shape.get("size") != list(size):
         raise WrongEntry(
-            f"its run lengths are of size {shape.get('size')}, its image is {list(size)}"
+            f"its run lengths are of size {short(shape.get('size'))}, its image is {list(size)}"
         )
     match counts:
         case list() if all(isinstance(c, int) and c >= 0 for c in counts):
@@ -78,7 +98,10 @@ def compressed_runs(shape: Mapping[str, Any], size: tuple[int, int]) -> bytes:
         case _:
             raise WrongEntry("its run lengths are neither a list of counts nor a compressed string")
     if least < 0 or pixels != size[0] * size[1]:
-        raise WrongEntry(f"its run lengths make {pixels} pixels, its image has {size[0] * size[1]}")
+        raise WrongEntry(
+            f"its run lengths do not sum up to the {size[0] * size[1]} pixels of its image, but to "
+            f"{short(pixels)}"
+        )
     if isinstance(counts, str):
         return counts.encode()
     return bytes(coco_mask.frPyObjects({"counts": counts, "size": list(size)}, *size)["counts"])

@@ -7,14 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.coco_annotations import CocoAnnotations, Ragged
-from datamodules.coco_entries import WrongEntry, clipped_box, compressed_runs, polygon
+from datamodules.coco_entries import WrongEntry, clipped_box, compressed_runs, polygon, whole
 from datamodules.images import DataError, Flaw
+from gmf_platform.errors import counted
 
 __all__ = ["read_coco"]
 
@@ -115,10 +117,10 @@ def _likeness(content: Any) -> str:
             return "it looks like GeoJSON"
         case dict():
             missing = [table for table in _TABLES if not isinstance(content.get(table), list)]
-            keys = ", ".join(map(repr, list(content)[:5])) or "nothing"
+            keys = ", ".join(map(short, list(content)[:5])) or "nothing"
             return f"it holds {keys}, but no list {' and no list '.join(missing)}"
         case list():
-            return f"it is a list of {len(content)} entries"
+            return f"it is a list of {counted(len(content), 'entry', 'entries')}"
     return f"it is a single {type(content).__name__}"
 
 
@@ -131,16 +133,31 @@ def _categories(records: list[Any], path: Path) -> tuple[list[str], list[int]]:
     found: dict[int, str] = {}
     for record in records:
         match record:
-            case {"id": int(number), "name": str(name)}:
-                if number in found or name in found.values():
-                    raise DataError(f"{path}: category {number} {name!r}: id or name stands twice")
-                found[number] = name
+            case {"id": _, "name": str(name)}:
+                found[_category_id(record, found, path)] = name
             case _:
-                raise DataError(f"{path}: a category must have an id and a name, not: {record}")
+                said = "a category must have an id and a name, not"
+                raise DataError(f"{path}: {said}: {short(record)}")
     if not found:
         raise DataError(f"{path}: the list of categories is empty")
     ids = sorted(found)
     return [found[i] for i in ids], ids
+
+
+def _category_id(record: Mapping[str, Any], before: Mapping[int, str], path: Path) -> int:
+    """The id of a category that is none of those before.
+
+    Raises:
+        DataError: it is one of them, or no whole number of 64 bits.
+    """
+    try:
+        number = whole(record, "id")
+        if number in before or record["name"] in before.values():
+            raise WrongEntry("id or name stands twice")
+    except WrongEntry as wrong:
+        entry = f"category {short(record['id'])} {short(record['name'])}"
+        raise DataError(f"{path}: {entry}: {wrong}") from None
+    return number
 
 
 def _used(annotations: list[Any]) -> set[int]:
@@ -230,13 +247,15 @@ class _Packer:
 
     def _note(self, kind: str, place: int, record: Any, wrong: WrongEntry) -> None:
         number = record.get("id") if isinstance(record, Mapping) else None
-        name = f"{kind} {number}" if number is not None else f"{kind} at place {place} of the list"
-        self.problems.append(DataError(f"{self.path}: {name}: {wrong}", flaw=Flaw.ANNOTATION))
+        at = f"at place {place} of the list" if number is None else short(number)
+        said = f"{self.path}: {kind} {at}: {wrong}"
+        self.problems.append(DataError(said, flaw=Flaw.ANNOTATION))
 
     def _add_image(self, record: Any) -> None:
         match record:
-            case {"id": int(number), "file_name": str(name), "width": int(w), "height": int(h)}:
-                pass
+            case {"id": _, "file_name": str(name), "width": _, "height": _}:
+                number = whole(record, "id")
+                w, h = whole(record, "width", bits=32), whole(record, "height", bits=32)
             case _:
                 raise WrongEntry("an image must have id, file_name, width and height")
         if number in self.index_of:
@@ -252,16 +271,15 @@ class _Packer:
         """Take an annotation; its parts are appended only when all of them are right."""
         if not isinstance(record, dict):
             raise WrongEntry("is not an object")
-        number, image, category = (record.get(k) for k in ("id", "image_id", "category_id"))
-        if not isinstance(number, int):
-            raise WrongEntry("has no id, which must be a whole number")
+        number = whole(record, "id")
+        image, category = record.get("image_id"), record.get("category_id")
         if number in self.seen:
             raise WrongEntry("this id stands twice among the annotations")
         self.seen.add(number)
         if not isinstance(image, int) or image not in self.index_of:
-            raise WrongEntry(f"its image_id {image!r} is not in the list of images")
+            raise WrongEntry(f"its image_id {short(image)} is not in the list of images")
         if not isinstance(category, int) or category not in self.known:
-            raise WrongEntry(f"its category_id {category!r} is not in the list of categories")
+            raise WrongEntry(f"its category_id {short(category)} is not in the list of categories")
         index = self.index_of[image]
         box = clipped_box(record.get("bbox"), self.sizes[index])
         if box is None:

@@ -30,7 +30,7 @@ from datamodules.transforms.detection import (
     ShortSide,
 )
 from gmf_platform.distributed.order import GroupedOrder, SampleOrder
-from gmf_platform.errors import UserError
+from gmf_platform.errors import UserError, counted
 
 __all__ = ["DetectionDataModule", "GroundTruth"]
 
@@ -78,6 +78,9 @@ class DetectionDataModule(BaseDataModule):
         global_batch_size: see BaseDataModule.
         batching: see BaseDataModule.
     """
+
+    smaller_training = "smaller images: --data.scale; --data.multi_scale, --data.jitter_size if set"
+    smaller_evaluation = "smaller images: --data.scale, and --data.eval_scales null"
 
     def __init__(
         self,
@@ -133,13 +136,12 @@ class DetectionDataModule(BaseDataModule):
         images = self.images(split)
         _refuse([*images.annotations.problems, *images.absent()])
         if not training:
-            return EvalDetections(images, self._eval_scales())
+            return EvalDetections(images, self._eval_scales(), common_size=self.common_size)
         images = self._for_training(images)
         order = self._order(images)
         opening = Opening(
             frozenset(order[position] for position in range(self.global_batch_size)),
-            mixed=self.per_device_batch_size != 1
-            and (self.transform.turns or _mixes(order, _is_high(images))),
+            mixed=self.transform.turns or _mixes(order, _is_high(images)),
         )
         return TrainDetections(
             images, self.transform, seed=self.seed, paste=self.copy_paste, opening=opening
@@ -176,11 +178,16 @@ class DetectionDataModule(BaseDataModule):
         assert isinstance(dataset, TrainDetections)
         return self._order(dataset.split)
 
+    def image_names(self, split: str) -> list[str]:
+        """See BaseDataModule."""
+        images = self.images(split)
+        return [images.path(index).stem for index in range(len(images))]
+
     def eval_groups(self, dataset: Dataset[Any]) -> list[list[int]]:
         """Images of like shape share a batch, so that little is padded; no file is opened."""
         assert isinstance(dataset, EvalDetections)
         step = self.eval_batch_size
-        if step == 1:
+        if step == 1 or self.common_size is not None:
             return super().eval_groups(dataset)
         heights, widths = dataset.split.sizes.T
         order = np.argsort(heights / widths, kind="stable").tolist()
@@ -260,7 +267,8 @@ def _refuse(problems: Sequence[DataError]) -> None:
     """
     if len(problems) > 1:
         raise DataError(
-            f"{problems[0]}\n(and {len(problems) - 1} more problems: `check-data` lists all)",
+            f"{problems[0]}\n(and {counted(len(problems) - 1, 'more problem', 'more problems')}: "
+            "`check-data` lists all)",
             flaw=problems[0].flaw,
         )
     if problems:
@@ -268,7 +276,9 @@ def _refuse(problems: Sequence[DataError]) -> None:
 
 
 def _images_and_sizes(samples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-    shapes = [edge for s in samples for edge in (s["image"].shape[:2], s.get("canvas", (0, 0)))]
+    canvases = [sample["canvas"] for sample in samples if "canvas" in sample]
+    least = [canvas.shared if len(samples) > 1 else canvas.alone for canvas in canvases]
+    shapes = [*least, *(sample["image"].shape[:2] for sample in samples)]
     height, width = (
         -(-max(*edges, _LEAST) // _MULTIPLE) * _MULTIPLE for edges in zip(*shapes, strict=True)
     )

@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import Dataset
@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from datamodules.detection_split import DetectionSplit
 from datamodules.images import Image8, read_image
 from datamodules.transforms.adapter import generators
+from datamodules.transforms.common_size import CommonSize
 from datamodules.transforms.copy_paste import copy_paste
 from datamodules.transforms.detection import (
     DetectionSample,
@@ -23,7 +24,19 @@ from datamodules.transforms.detection import (
 )
 from gmf_platform.distributed.order import SampleKey
 
-__all__ = ["DetectionImages", "EvalDetections", "Opening", "TrainDetections"]
+__all__ = ["Canvas", "DetectionImages", "EvalDetections", "Opening", "TrainDetections"]
+
+
+class Canvas(NamedTuple):
+    """To what a training image is padded at least, height and width.
+
+    Attributes:
+        alone: on a device that takes one image at a time.
+        shared: in a batch with others.
+    """
+
+    alone: Size
+    shared: Size
 
 
 @dataclass(frozen=True)
@@ -40,7 +53,7 @@ class Opening:
     keys: frozenset[SampleKey]
     mixed: bool
 
-    def canvas(self, key: SampleKey, size: Size, transform: DetectionTransform) -> Size:
+    def canvas(self, key: SampleKey, size: Size, transform: DetectionTransform) -> Canvas:
         """To what a sample is padded at least.
 
         Args:
@@ -49,9 +62,9 @@ class Opening:
             transform: of the training images.
         """
         if key not in self.keys:
-            return transform.least_padded
+            return Canvas(transform.least_padded, transform.least_padded)
         largest = transform.largest(size)
-        return (max(largest),) * 2 if self.mixed else largest
+        return Canvas(largest, (max(largest),) * 2 if self.mixed else largest)
 
 
 class TrainDetections(Dataset[dict[str, Any]]):
@@ -115,10 +128,17 @@ class EvalDetections(Dataset[dict[str, Any]]):
     Args:
         split: the images.
         scales: the (short, long) sides to fit into: that of ``image``, then those of ``scaled``.
+        common_size: instead, that of all tasks.
     """
 
-    def __init__(self, split: DetectionSplit, scales: Sequence[tuple[int, int]]) -> None:
-        self.split, self.scales = split, scales
+    def __init__(
+        self,
+        split: DetectionSplit,
+        scales: Sequence[tuple[int, int]],
+        *,
+        common_size: CommonSize | None = None,
+    ) -> None:
+        self.split, self.scales, self.common_size = split, scales, common_size
 
     def __len__(self) -> int:
         return len(self.split)
@@ -132,7 +152,12 @@ class EvalDetections(Dataset[dict[str, Any]]):
             "crowd": torch.from_numpy(targets.crowd),
         } | ({} if targets.rles is None else {"rles": targets.rles})
         image = self.split.image(key.sample)
-        return {"id": self.split.image_id(key.sample), "truth": truth} | _fitted(image, self.scales)
+        about = {"id": self.split.image_id(key.sample), "truth": truth}
+        if self.common_size is None:
+            return about | _fitted(image, self.scales)
+        resized = self.common_size(image)
+        sizes = {"original_size": image.shape[:2], "size": resized.shape[:2]}
+        return about | sizes | {"image": resized}
 
 
 class DetectionImages(Dataset[dict[str, Any]]):

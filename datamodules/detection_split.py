@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from datamodules.checking import Finding
 from datamodules.coco_annotations import CocoAnnotations, DetectionTargets, Outline
 from datamodules.images import DataError, Flaw, Image8, read_image
+from gmf_platform.errors import counted
 
 __all__ = ["DetectionSplit", "InspectableDetections", "nothing_to_learn"]
 
@@ -123,19 +124,25 @@ class InspectableDetections:
     Args:
         split: the images, those without objects included.
         tell: tell what is wrong with the annotation file; False if another split does.
+        scored: masks are scored against the split's, so that each object needs one.
     """
 
     unit = "objects"
 
-    def __init__(self, split: DetectionSplit, *, tell: bool = True) -> None:
-        self.split, self.tell = split, tell
+    def __init__(self, split: DetectionSplit, *, tell: bool = True, scored: bool = False) -> None:
+        self.split, self.tell, self.scored = split, tell, scored
 
     def __len__(self) -> int:
         return len(self.split)
 
     def problems(self) -> list[DataError]:
         """What is wrong with the annotation file."""
-        return self.split.annotations.problems if self.tell else []
+        own = self.split.annotations.problems if self.tell else []
+        return [*own, *self.split.shapeless()] if self.scored else own
+
+    def notes(self) -> list[str]:
+        """Boxes too thin, and objects without a mask."""
+        return self.split.annotations.left_out() if self.tell else []
 
     def inspect(self, index: int) -> Finding:
         """Open an image."""
@@ -174,7 +181,8 @@ def nothing_to_learn(annotations: CocoAnnotations) -> str:
         )
     if annotations.dropped:
         return (
-            f"{said}; {annotations.dropped} boxes are outside their images or thinner than a "
-            "pixel. COCO boxes are [x, y, width, height] in pixels, not in fractions of the image"
+            f"{said}; {counted(annotations.dropped, 'box is', 'boxes are')} outside the image or "
+            "thinner than a pixel. COCO boxes are [x, y, width, height] in pixels, not in "
+            "fractions of the image"
         )
     return said

@@ -27,7 +27,12 @@ from datamodules.labels import read_class_names
 from datamodules.layouts import LAYOUTS
 from datamodules.loader import Loader
 from datamodules.shards import ShardSamples, Split, find_shards
-from datamodules.transforms.classification import EvalTransform, Interpolation, TrainTransform
+from datamodules.transforms.classification import (
+    CommonTransform,
+    EvalTransform,
+    Interpolation,
+    TrainTransform,
+)
 from datamodules.val_labels import find_val_labels, read_val_labels
 from gmf_platform.distributed.order import EvalBatches, SampleOrder
 from gmf_platform.errors import UserError
@@ -68,6 +73,9 @@ class ImageNet(BaseDataModule):
         eval_batch_size: images per batch in evaluation; they are all of one size.
         batching: see BaseDataModule.
     """
+
+    smaller_training = "smaller images: --data.image_size"
+    smaller_evaluation = smaller_training
 
     def __init__(
         self,
@@ -152,7 +160,7 @@ class ImageNet(BaseDataModule):
         super().setup(stage)
         trainer = self.trainer
         if stage == "fit" and not self._is_divided and trainer and trainer.is_global_zero:
-            write_list(Path(trainer.default_root_dir), self._validation_names)
+            write_list(self.run_folder, self._validation_names)
 
     def found(self, split: str) -> Found:
         """The images of a split that lie in folders, and what is wrong with them.
@@ -194,8 +202,18 @@ class ImageNet(BaseDataModule):
         Raises:
             UserError: see samples.
         """
-        transform = self._train_transform if training else self._eval_transform
-        return ClassificationDataset(self.samples(split), self.root, transform, seed=self.seed)
+        samples = self.samples(split)
+        if training:
+            transform: TrainTransform | EvalTransform | CommonTransform = self._train_transform
+        else:
+            size = self.common_size
+            transform = self._eval_transform if size is None else CommonTransform(size)
+        return ClassificationDataset(samples, self.root, transform, seed=self.seed)
+
+    def image_names(self, split: str) -> list[str]:
+        """See BaseDataModule."""
+        samples = self.samples(split)
+        return [Path(samples.id(index)).stem for index in range(len(samples))]
 
     def predict_dataset(self, paths: Sequence[Path]) -> ImagesOfClasses:
         """Image files with the evaluation transform."""

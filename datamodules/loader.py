@@ -1,7 +1,11 @@
 """Loaders that resume in mid-epoch and hand a worker's errors to the user whole."""
 
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import cv2
@@ -44,6 +48,39 @@ def one_thread(worker: int) -> None:
     """Workers are the parallelism: threads inside each would fight for the same cores."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    _heed_parent_alone()
+
+
+def _heed_parent_alone() -> None:
+    """Let a worker live on when a cluster's signal to all processes of a job reaches it too.
+
+    The training process hears it as well, and needs its workers up to the next step's end.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+@contextmanager
+def _held_back(number: signal.Signals) -> Iterator[None]:
+    """Let a signal wait; where workers could not wait for it (macOS), it does not either."""
+    if not hasattr(signal, "sigwaitinfo"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_with_parent(parent: int) -> None:
+    """Wait for the parent to end this process, as PyTorch does with workers that do not answer."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 class Loader:
@@ -62,7 +99,7 @@ class Loader:
     def __init__(
         self,
         dataset: Dataset[Any],
-        batches: TrainBatches | EvalBatches,
+        batches: TrainBatches | EvalBatches | list[list[SampleKey]],
         *,
         collate: Collate,
         num_workers: int,
@@ -89,7 +126,9 @@ class Loader:
 
     def __iter__(self) -> Iterator[Any]:
         try:
-            for batch in self.loader:
+            with _held_back(signal.SIGTERM):  # workers inherit it, until they heed their parent
+                batches = iter(self.loader)
+            for batch in batches:
                 if isinstance(batch, UserError):
                     raise batch
                 yield batch

@@ -21,7 +21,7 @@ from datamodules.histogram import (
 from datamodules.images import DataError, Flaw, Image8, image_size, read_image
 from datamodules.labels import IGNORE, LabelCode
 from datamodules.pairs import Pairing
-from datamodules.transforms import Augmentation, eval_transform, train_transform
+from datamodules.transforms import AtCommonSize, Augmentation, eval_transform, train_transform
 from gmf_platform.distributed.order import SampleKey
 from gmf_platform.errors import UserError
 
@@ -132,6 +132,10 @@ class InspectablePairs:
         """Images without a mask, and masks without an image."""
         return self.pairing.problems()
 
+    def notes(self) -> list[str]:
+        """Nothing is left out."""
+        return []
+
     def inspect(self, index: int) -> Finding:
         """Open an image and its mask; each may have its own problems."""
         image_path, mask_path = self.pairing.pairs[index]
@@ -192,6 +196,9 @@ class SegmentationDataModule(BaseDataModule):
         global_batch_size: see BaseDataModule.
         batching: see BaseDataModule.
     """
+
+    smaller_training = "smaller crops: --data.crop_size"
+    smaller_evaluation = "smaller images: --data.scale, or windows: --config test/sliding"
 
     def __init__(
         self,
@@ -272,6 +279,8 @@ class SegmentationDataModule(BaseDataModule):
         return InspectablePairs(self.pairing(split), self.code)
 
     def _eval_transform(self) -> Augmentation:
+        if self.common_size is not None:
+            return AtCommonSize(self.common_size)
         return eval_transform(scale=self.scale, ratios=self.eval_ratios)
 
     def _train_transform(self) -> Augmentation:
@@ -282,10 +291,14 @@ class SegmentationDataModule(BaseDataModule):
             max_category_ratio=self.max_category_ratio,
         )
 
+    def image_names(self, split: str) -> list[str]:
+        """See BaseDataModule."""
+        return [image.stem for image, _ in self.pairing(split).whole()]
+
     def eval_groups(self, dataset: Dataset[Any]) -> list[list[int]]:
         """Images of like shape share a batch, so that little is padded."""
         assert isinstance(dataset, SegmentationDataset)
-        if self.eval_batch_size == 1:
+        if self.eval_batch_size == 1 or self.common_size is not None:
             return super().eval_groups(dataset)
         sizes = [image_size(image) for image, _ in dataset.pairs]
         order = sorted(range(len(sizes)), key=lambda i: (sizes[i][0] / sizes[i][1], i))

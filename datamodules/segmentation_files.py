@@ -151,7 +151,7 @@ class SegmentationFiles(SegmentationDataModule):
         """Write the names of the validation images into the run; it can serve as val_list."""
         trainer = self.trainer
         if trainer is not None and trainer.is_global_zero:
-            write_list(Path(trainer.default_root_dir), self._validation_names)
+            write_list(self.run_folder, self._validation_names)
 
 
 def _ignored(zero_is: str, ignore_value: int | None) -> set[int]:

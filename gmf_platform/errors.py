@@ -1,8 +1,11 @@
 """Errors that a user can mend, and the exit codes of the command line."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 
-__all__ = ["ExitCode", "UserError"]
+__all__ = ["ExitCode", "UserError", "counted", "keys_of_task"]
 
 
 class ExitCode(IntEnum):
@@ -21,3 +24,22 @@ class UserError(Exception):
     The message says what happened, where (file or key) and what to do. The command line prints it
     without a traceback and exits with ``ExitCode.WRONG_INPUT``.
     """
+
+
+def counted(number: int, one: str, several: str) -> str:
+    """A number with its word, for messages: ``1 box``, ``2 boxes``."""
+    return f"{number} {one if number == 1 else several}"
+
+
+@contextmanager
+def keys_of_task(name: str) -> Iterator[None]:
+    """Name keys as they are in joint training.
+
+    What a task's part of model or data says of ``data.root`` is about ``data.tasks.NAME.root``.
+    """
+    try:
+        yield
+    except UserError as error:
+        said = re.sub(r"(?<![\w/.])(data|model)\.(?=[a-z])", rf"\1.tasks.{name}.", str(error))
+        error.args = (said, *error.args[1:])
+        raise

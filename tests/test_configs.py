@@ -14,6 +14,7 @@ from gmf_platform.models.backbones.groupmixformer import VARIANTS
 
 CONFIGS = shipped_folder("configs")
 TASKS = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+SINGLE = [name for name in TASKS if name != "multitask"]
 OVERLAYS = sorted(
     str(path.relative_to(CONFIGS).with_suffix(""))
     for path in CONFIGS.glob("*/*.yaml")
@@ -35,11 +36,18 @@ PUBLISHED = {
 
 @pytest.fixture
 def root(request):
-    """The folder of drawn data that a config's data set can read."""
+    """The words that give a config's data sets drawn data that they can read."""
 
     def find(config):
-        class_path = yaml.safe_load((CONFIGS / f"{config}.yaml").read_text())["data"]["class_path"]
-        return request.getfixturevalue(f"sample_{LAYOUTS[class_path].sample}")
+        data = yaml.safe_load((CONFIGS / f"{config}.yaml").read_text())["data"]
+        tasks = data["init_args"].get("tasks")
+        keys = {"data": data} if tasks is None else {f"data.tasks.{n}": x for n, x in tasks.items()}
+        samples = {key: LAYOUTS[x["class_path"]].sample for key, x in keys.items()}
+        return [
+            word
+            for key, sample in samples.items()
+            for word in (f"--{key}.root", request.getfixturevalue(f"sample_{sample}"))
+        ]
 
     return find
 
@@ -52,7 +60,8 @@ def task_of(overlay):
 
 def small(config):
     """The overlays that make a run of a config small: that of all runs, and that of its task."""
-    return [SMALL / "run.yaml", SMALL / f"{config.partition('_')[0]}.yaml"]
+    own = SMALL / f"{config.partition('_')[0]}.yaml"
+    return [own] if config == "multitask" else [SMALL / "run.yaml", own]
 
 
 def parameters(out, part):
@@ -65,14 +74,14 @@ def fit(gmf, root):
 
     def run(config, *words):
         configs = [word for path in (config, *small(config)) for word in ("--config", path)]
-        result = gmf("fit", *configs, "--data.root", root(config), "--name", "a", *words)
+        result = gmf("fit", *configs, *root(config), "--name", "a", *words)
         assert result.code == 0, result.err
         return result
 
     return run
 
 
-@pytest.mark.parametrize("config", [name for name in TASKS if "rcnn" not in name])
+@pytest.mark.parametrize("config", [name for name in SINGLE if "rcnn" not in name])
 def test_two_steps(fit, config):
     score = json.loads(fit(config).out.splitlines()[-1])
     assert score["step"] == 2
@@ -83,6 +92,12 @@ def test_two_steps(fit, config):
 def test_two_steps_without_a_checkpoint(fit, config):
     """Whose heads would fill 2 GB on the disk; runs of small ones are in test_detection_runs.py."""
     assert "2 steps and a validation batch" in fit(config, *FEWER_REGIONS, "--dry-run").out
+
+
+def test_two_steps_of_joint_training(fit):
+    regions = [word.replace("model.head", "model.tasks.det.head") for word in FEWER_REGIONS]
+    result = fit("multitask", *regions, "--model.statistics_batches", "1", "--dry-run")
+    assert "2 steps and a validation batch" in result.out
 
 
 @pytest.mark.parametrize("path", sorted(SMALL.iterdir()), ids=lambda path: path.stem)
@@ -119,6 +134,6 @@ def test_backbone_overlay(gmf, variant):
 def test_other_overlay(gmf, root, overlay):
     config = task_of(overlay)
     with torch.device("meta"):
-        result = gmf("info", "--config", config, "--config", overlay, "--data.root", root(config))
+        result = gmf("info", "--config", config, "--config", overlay, *root(config))
     assert result.code == 0, result.err
     assert parameters(result.out, "all") > 0

@@ -11,7 +11,12 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     ["gmf_platform.__main__"],
     ["gmf_platform.cli"],
-    ["gmf_platform.tasks", "gmf_platform.callbacks", "gmf_platform.deploy"],
+    [
+        "gmf_platform.tasks",
+        "gmf_platform.callbacks",
+        "gmf_platform.deploy",
+        "gmf_platform.benchmark",
+    ],
     ["datamodules", "gmf_platform.evaluation", "gmf_platform.optim"],
     ["gmf_platform.distributed", "gmf_platform.models", "gmf_platform.cluster"],
     ["gmf_platform.errors", "gmf_platform._own_datamodules"],

@@ -8,6 +8,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 from datamodules.transforms.adapter import Augmentation, Augmented
 from datamodules.transforms.photometric import PhotoMetricDistortion
 from datamodules.transforms.segmentation import (
+    AtCommonSize,
     Pad,
     RandomCrop,
     RandomResize,
@@ -17,6 +18,7 @@ from datamodules.transforms.segmentation import (
 )
 
 __all__ = [
+    "AtCommonSize",
     "Augmentation",
     "Augmented",
     "Pad",

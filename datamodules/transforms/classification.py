@@ -20,10 +20,18 @@ from torch.nn import functional as F
 from datamodules.decode import Box, EncodedImage
 from datamodules.images import Image8, decode_image
 from datamodules.transforms.adapter import generators
+from datamodules.transforms.common_size import CommonSize
 from datamodules.transforms.rand_augment import RandAugment
 from gmf_platform.errors import UserError
 
-__all__ = ["EvalTransform", "Interpolation", "TrainTransform", "draw_box", "resized"]
+__all__ = [
+    "CommonTransform",
+    "EvalTransform",
+    "Interpolation",
+    "TrainTransform",
+    "draw_box",
+    "resized",
+]
 
 Interpolation = Literal["bicubic", "bilinear"]
 
@@ -78,6 +86,22 @@ class EvalTransform:
         left, top = (round((side - self.image_size) / 2) for side in (width, height))
         box = (left, top, left + self.image_size, top + self.image_size)
         return np.array(picture.crop(box)), image.shape[:2]
+
+
+class CommonTransform:
+    """Resize the whole image to the size that it has in all tasks.
+
+    Args:
+        size: makes it.
+    """
+
+    def __init__(self, size: CommonSize) -> None:
+        self.common_size = size
+
+    def __call__(self, data: bytes, *, name: str) -> tuple[Image8, tuple[int, int]]:
+        """Decode and resize an image file; see EvalTransform."""
+        image = decode_image(data, name)
+        return self.common_size(image), (image.shape[0], image.shape[1])
 
 
 class TrainTransform:

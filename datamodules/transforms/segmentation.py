@@ -16,6 +16,7 @@ import numpy.typing as npt
 from albumentations.core.type_definitions import Targets
 
 from datamodules.transforms.adapter import Augmentation, Augmented
+from datamodules.transforms.common_size import CommonSize
 from datamodules.transforms.photometric import PhotoMetricDistortion
 from gmf_platform.errors import UserError
 
@@ -256,6 +257,22 @@ class _Scaled(Augmentation):
         result = super().__call__(image=image, **keys)
         result["scaled"] = [version(image=image, **keys) for version in self.versions]
         return result
+
+
+class AtCommonSize(Augmentation):
+    """Resizes an image to the size that it has in all tasks.
+
+    Args:
+        size: makes it.
+    """
+
+    def __init__(self, size: CommonSize) -> None:
+        super().__init__([])
+        self.common_size = size
+
+    def __call__(self, *, image: npt.NDArray[np.uint8], **keys: Any) -> Augmented:
+        """Resize one image; see Augmentation."""
+        return super().__call__(image=self.common_size(image), **keys)
 
 
 def eval_transform(

@@ -35,6 +35,18 @@ class MovingAverage(Callback):
         self._saved: dict[str, Any] | None = None
         self._step = 0
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what cannot be averaged.
+
+        Raises:
+            UserError: the parameters are in DeepSpeed's shards, which show nothing of them.
+        """
+        if self._average is not None and getattr(trainer.strategy, "zero_stage_3", False):
+            raise UserError(
+                "average.decay: ZeRO-3 keeps no weights that could be averaged: take "
+                "strategy/fsdp or strategy/deepspeed_zero2, or set average.decay to null"
+            )
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on with a stopped run's average."""
         self._step = trainer.global_step
@@ -50,6 +62,7 @@ class MovingAverage(Callback):
         """Put the average in the weights' place."""
         self._take_up(pl_module)
         if self._average is not None and self._average.updates:
+            self._average.share_statistics(pl_module)  # all processes score the same weights
             self._average.put_into(pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -62,6 +75,7 @@ class MovingAverage(Callback):
     ) -> None:
         """Keep the average beside the weights."""
         if self._average is not None and self._average.updates:
+            self._average.share_statistics(pl_module)
             checkpoint["average"] = self._average.state_dict()
 
     def on_load_checkpoint(

@@ -7,11 +7,14 @@ from signal import Signals
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
 from gmf_platform.callbacks.logger import RunLogger
-from gmf_platform.cluster.signals import keep_handlers, requested_signal
+from gmf_platform.callbacks.throughput import log_interval
+from gmf_platform.cluster.signals import are_handled, keep_handlers, requested_signal
 from gmf_platform.distributed.checkpoint_io import keep_as, save_checkpoint
 from gmf_platform.errors import ExitCode, UserError
 from gmf_platform.models.norm import average_statistics
@@ -19,6 +22,9 @@ from gmf_platform.models.norm import average_statistics
 __all__ = ["RunCheckpoint"]
 
 log = logging.getLogger(__name__)
+
+_AGREE_EVERY = 8
+"""Batches of a validation between two looks at whether any process was asked to stop."""
 
 
 class RunCheckpoint(Checkpoint):
@@ -32,9 +38,11 @@ class RunCheckpoint(Checkpoint):
         every_n_steps: optimiser steps between two saves.
         monitor: the metric that decides which is best.
         mode: whether larger or smaller is better.
+        max_idle_restarts: a job that Slurm has requeued so often without a step gained stops
+            instead of beginning once more; 0: never. `fit` sees to it.
 
     Raises:
-        UserError: ``every_n_steps`` is not positive.
+        UserError: a number is too small.
     """
 
     def __init__(
@@ -42,16 +50,21 @@ class RunCheckpoint(Checkpoint):
         every_n_steps: int = 1000,
         monitor: str = "val/miou",
         mode: Literal["max", "min"] = "max",
+        max_idle_restarts: int = 5,
     ) -> None:
         super().__init__()
         if every_n_steps < 1:
             raise UserError(f"checkpoint.every_n_steps: {every_n_steps} is not a number of steps")
+        if max_idle_restarts < 0:
+            raise UserError(f"checkpoint.max_idle_restarts: {max_idle_restarts} is less than none")
         self.every_n_steps, self.monitor, self.mode = every_n_steps, monitor, mode
+        self.max_idle_restarts = max_idle_restarts
         self.best_score: float | None = None
         self.best_step = -1
         self.validated_step = -1
         self._seen_step = -1
         self._leaving: Signals | None = None
+        self._common_batches: list[int] = []
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know."""
@@ -73,10 +86,11 @@ class RunCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """On resume: drop what was logged too far, and do a validation that was cut off."""
         keep_handlers()  # Lightning's come after on_fit_start
-        step = trainer.global_step
+        self._seen_step = step = trainer.global_step
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):
                 logger.resume_at(step)
+        self._leave_if_asked(trainer)  # while it was starting up: all is saved already
         if step == 0:
             return
         log.info("going on at step %d of %d", step, trainer.max_steps)
@@ -100,19 +114,34 @@ class RunCheckpoint(Checkpoint):
             trainer.should_stop = True  # makes Lightning validate the last step, whatever it is
         signal = _agreed_signal(trainer)
         if signal or step % self.every_n_steps == 0 or self._validation_due(trainer):
+            _log_step(trainer)
             self.save_last(trainer)
             self._leaving = signal
 
-    def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Leave in mid-validation: it is done again on resume.
+    def on_validation_start(self, trainer: Trainer, *_: Any) -> None:
+        """Find out how many batches all processes have: they may hold unequal numbers."""
+        if _may_leave(trainer):
+            self._common_batches = _common_batches(trainer)
 
-        Several processes finish it instead: they may hold unequal numbers of batches, so there is
-        no moment at which all could agree.
-        """
-        alone = trainer.world_size == 1
-        if alone and trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._leaving = requested_signal()
-            self._leave_if_wanted(trainer)
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Leave in mid-validation, at a batch that all processes have: it is done again on resume."""
+        every = 1 if trainer.world_size == 1 else _AGREE_EVERY
+        if _may_leave(trainer) and batch_idx in range(
+            0, self._common_batches[dataloader_idx], every
+        ):
+            self._leave_if_asked(trainer)
+
+    def on_validation_epoch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Leave before the scores are computed, which can take long."""
+        if _may_leave(trainer):
+            self._leave_if_asked(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save, and keep the best.
@@ -181,11 +210,17 @@ class RunCheckpoint(Checkpoint):
         interval = int(trainer.val_check_interval) // trainer.accumulate_grad_batches
         return trainer.global_step == trainer.max_steps or trainer.global_step % interval == 0
 
+    def _leave_if_asked(self, trainer: Trainer) -> None:
+        """Leave where all that was computed is saved, or will be computed again."""
+        self._leaving = _agreed_signal(trainer)
+        self._leave_if_wanted(trainer)
+
     def _leave_if_wanted(self, trainer: Trainer) -> None:
         if self._leaving is None:
             return
         step, name = trainer.global_step, self._leaving.name
-        log.info("%s: saved at step %d; the same command goes on from there", name, step)
+        saved = f"saved at step {step}" if step else "before the first step"
+        log.info("%s: %s; the same command goes on from there", name, saved)
         raise SystemExit(ExitCode.REQUEUE)
 
 
@@ -196,6 +231,39 @@ def _agreed_signal(trainer: Trainer) -> Signals | None:
         return signal
     anyone: bool = trainer.strategy.reduce_boolean_decision(signal is not None, all=False)
     return (signal or Signals.SIGTERM) if anyone else None
+
+
+def _may_leave(trainer: Trainer) -> bool:
+    """Whether a validation can be abandoned: not the check of it before training, which is short."""
+    return are_handled() and not trainer.sanity_checking
+
+
+def _common_batches(trainer: Trainer) -> list[int]:
+    """How many batches of each validation set all processes have."""
+    loaders = CombinedLoader(trainer.val_dataloaders).flattened
+    own = [
+        min(limit, len(getattr(loader, "batches", loader)))  # a Loader says 1 for none
+        for loader, limit in zip(loaders, trainer.num_val_batches, strict=True)
+    ]
+    if trainer.world_size == 1:
+        return [int(number) for number in own]
+    counts = torch.tensor(own, dtype=torch.int64, device=trainer.strategy.root_device)
+    dist.all_reduce(counts, op=dist.ReduceOp.MIN)
+    return [int(number) for number in counts]
+
+
+def _log_step(trainer: Trainer) -> None:
+    """Log the step's losses, which Lightning does after this: a run that dies in between loses them.
+
+    What is saved is not done again, and so not logged again.
+    """
+    if trainer.global_step % log_interval(trainer):
+        return
+    losses = {k: float(v) for k, v in trainer.logged_metrics.items() if k.startswith("train/")}
+    for logger in trainer.loggers:
+        if isinstance(logger, RunLogger):
+            logger.log_metrics(losses, step=trainer.global_step - 1)
+            logger.save()
 
 
 def _validate(trainer: Trainer) -> None:

@@ -22,6 +22,7 @@ class RunLogger(TensorBoardLogger):
 
     def __init__(self, run: Path) -> None:
         super().__init__(save_dir=run, name="", version="")
+        self._logged: dict[str, int | None] = {}
 
     @rank_zero_only
     def resume_at(self, step: int) -> None:
@@ -35,8 +36,13 @@ class RunLogger(TensorBoardLogger):
         writer.add_event(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log without Lightning's ``epoch``: the whole run is one of its epochs."""
-        own = {name: value for name, value in metrics.items() if name != "epoch"}
+        """Log once for each step, and without Lightning's ``epoch``: the whole run is one of them."""
+        own = {
+            name: value
+            for name, value in metrics.items()
+            if name != "epoch" and (step is None or self._logged.get(name) != step)
+        }
+        self._logged |= dict.fromkeys(own, step)
         super().log_metrics(own, step)
 
     def save(self) -> None:

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from gmf_platform.cli.task_overlays import is_removal, overlaid
 from gmf_platform.errors import UserError
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "VerbParser",
     "find_config",
     "parse_arguments",
+    "positive",
     "shipped_folder",
 ]
 
@@ -89,8 +91,10 @@ class Arguments:
 
     def for_parser(self) -> list[str]:
         """The arguments for the config parser: files first, so that overrides win anywhere."""
-        files = [word for path in self.configs for word in ("--config", str(path))]
-        return files + [f"--{key}={value}" for key, value in self.overrides]
+        removed = [key for key, value in self.overrides if is_removal(key, value)]
+        files = [word for text in overlaid(self.configs, removed) for word in ("--config", text)]
+        rest = [(key, value) for key, value in self.overrides if not is_removal(key, value)]
+        return files + [f"--{key}={value}" for key, value in rest]
 
 
 def parse_arguments(parser: VerbParser, argv: Sequence[str]) -> Arguments:
@@ -124,6 +128,13 @@ def _pairs(words: Sequence[str]) -> Sequence[tuple[str, str]]:
             value = queue.pop(0)
         pairs.append((key, value))
     return pairs
+
+
+def positive(text: str) -> int:
+    """A number from 1, for an option."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1")
+    return int(text)
 
 
 def shipped_folder(name: str) -> Path:

@@ -1,16 +1,15 @@
 """Says so when an NVIDIA device is there that torch cannot use."""
 
 import os
-import re
 from pathlib import Path
 
 import torch
 
+from gmf_platform.cluster.surroundings import driver_version
 from gmf_platform.errors import UserError
 
 __all__ = ["check_device", "default_precision"]
 
-_DRIVER = Path("/proc/driver/nvidia/version")
 _DEVICES = Path("/dev")  # a container that was given no GPU sees the driver but no device
 
 
@@ -24,11 +23,10 @@ def check_device(accelerator: str) -> None:
         UserError: a driver is loaded but torch sees no device; names driver, build and remedy.
     """
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    present = _DRIVER.is_file() and any(_DEVICES.glob("nvidia[0-9]*"))
+    driver = driver_version()
+    present = driver is not None and any(_DEVICES.glob("nvidia[0-9]*"))
     if accelerator == "cpu" or hidden or torch.cuda.is_available() or not present:
         return
-    found = re.search(r"Kernel Module.*?\s(\d+\.\d+(?:\.\d+)?)\s", _DRIVER.read_text())
-    driver = found[1] if found else "unknown"
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU only"
     raise UserError(
         f"an NVIDIA device is here (driver {driver}), but this torch ({torch.__version__}, "

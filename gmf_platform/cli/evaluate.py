@@ -37,25 +37,28 @@ def run(verb: str, argv: Sequence[str]) -> int:
     load_trained(experiment, checkpoint, arguments.options)
     trainer, task = experiment.trainer, experiment.task
     evaluate = trainer.validate if verb == "validate" else trainer.test
-    with advising_on_memory(experiment):
-        scores = evaluate(task, experiment.datamodule, verbose=False)[0]
-    if not trainer.is_global_zero:
-        return ExitCode.DONE
-    print(task.score_table(), file=sys.stderr)
     path = checkpoint or experiment.init_from
     path = path if path is not None and path.exists() else None  # none with --allow-random
-    line = {
+    about = {
         "verb": verb,
         "step": read_facts(path).get("global_step") if path else None,
         "split": experiment.datamodule.test_split if verb == "test" else "validation",
-        **task.evaluation_settings(),
-        **scores,
+    }
+    weights = {
         "checkpoint": str(path) if path else None,
         "checkpoint_hash": content_hash(path) if path else None,
     }
-    if folder is not None:
-        folder.record(line)
-        for name, text in task.score_files().items():
-            (folder.path / f"{verb}_{name}").write_text(text, encoding="utf-8")
-    print(json.dumps(line))
+    for number, way in enumerate(experiment.datamodule.evaluations()):
+        with advising_on_memory(experiment):
+            scores = evaluate(task, experiment.datamodule, verbose=False)[0]
+        if not trainer.is_global_zero:
+            continue
+        print(task.score_table(), file=sys.stderr)
+        line = {**about, **way, **task.evaluation_settings(), **scores, **weights}
+        if folder is not None:
+            folder.record(line)
+            for name, text in task.score_files().items():
+                file = f"{verb}_{name}" if number == 0 else f"{verb}_{number + 1}_{name}"
+                (folder.path / file).write_text(text, encoding="utf-8")
+        print(json.dumps(line))
     return ExitCode.DONE

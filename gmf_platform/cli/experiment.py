@@ -36,7 +36,7 @@ from gmf_platform.cli.precheck import NO_WEIGHTS
 from gmf_platform.cli.sources import Sources, canonical
 from gmf_platform.distributed.checkpoint_io import AtomicCheckpointIO
 from gmf_platform.errors import UserError
-from gmf_platform.models.weights import LoadReport, load_weights, read_facts
+from gmf_platform.models.weights import LoadReport, load_part, load_weights, read_facts
 from gmf_platform.tasks import BaseTask
 
 __all__ = ["Experiment", "is_first_process"]
@@ -62,7 +62,8 @@ def _as_list(value: Any) -> list[Any]:
 
 def is_first_process() -> bool:
     """Whether this is the process that writes: also before the process group exists."""
-    ranks = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+    # Slurm numbers a process that was started alone too, and those it starts inherit that.
+    ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
     return next((rank for rank in ranks if rank is not None), "0") == "0"
 
 
@@ -84,7 +85,7 @@ class _Parser(LightningCLI):
     """LightningCLI that parses and builds task and data, and leaves the trainer to us."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--init_from", type=str | None, default=None)
+        parser.add_argument("--init_from", type=str | dict[str, str] | None, default=None)
         for key, callback in CALLBACKS.items():
             parser.add_lightning_class_args(callback, key)
         for part in ("model", "data"):
@@ -132,7 +133,7 @@ class _Parser(LightningCLI):
 
     def build_trainer(self, built: Namespace, callbacks: list[Any], **settings: Any) -> Trainer:
         """Build the trainer from its keys, our callbacks and the settings that are ours."""
-        keys = as_launched(dict(built.trainer)) | settings
+        keys = as_launched(dict(built.trainer) | settings)
         keys["callbacks"] = [*_as_list(keys["callbacks"]), *callbacks]
         try:
             return Trainer(**keys)
@@ -172,9 +173,27 @@ class Experiment:
 
     @property
     def init_from(self) -> Path | None:
-        """The weights to begin with; None from scratch."""
-        path = self.config.init_from
-        return None if path is None or path == NO_WEIGHTS else Path(path)
+        """The weights to begin with; None from scratch.
+
+        Raises:
+            UserError: they are named for single parts, which is for training.
+        """
+        parts = self.init_parts
+        if parts.keys() - {""}:
+            raise UserError(
+                "init_from: names weights of single parts, from which `fit` begins; name what it "
+                "has trained with --run or --ckpt_path"
+            )
+        return parts.get("")
+
+    @property
+    def init_parts(self) -> dict[str, Path]:
+        """The weights to begin with by the part of the model they are for; empty: for all of it."""
+        given = self.config.init_from
+        if given is None or given == NO_WEIGHTS:
+            return {}
+        named = {"": given} if isinstance(given, str) else dict(given)
+        return {part: Path(path) for part, path in named.items()}
 
     def build(self, run: Path, *, logger: Logger | None = None, quiet: bool = False) -> None:
         """Build data, task and trainer.
@@ -215,6 +234,19 @@ class Experiment:
     def load(self, path: Path, *, allow_partial: bool) -> LoadReport:
         """Read weights of any origin into the model, before any sharding."""
         return load_weights(self.task.model, path, allow_partial=allow_partial)
+
+    def load_initial(self, *, allow_partial: bool) -> list[LoadReport]:
+        """Read the weights to begin with.
+
+        Raises:
+            UserError: see `load`.
+        """
+        return [
+            load_part(self.task.model, part, path, allow_partial=allow_partial)
+            if part
+            else self.load(path, allow_partial=allow_partial)
+            for part, path in self.init_parts.items()
+        ]
 
     def take_classes(self, path: Path) -> None:
         """Take the class names from a checkpoint of ours: the data may not be at hand."""
@@ -305,8 +337,12 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
     # Lightning 2.6 calls what torch 2.13 deprecated.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`")
+    # Joint training makes its gradients itself, but not under DeepSpeed.
+    warnings.filterwarnings("ignore", message="You have overridden the `LightningModule.backward`")
     # Our writer takes names from the batch, not from indices.
     warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
+    # A command that is started once inside a job says so itself.
+    warnings.filterwarnings("ignore", message="The `srun` command is available")
     # Frozen stages stay in evaluation mode.
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
     # Loader workers are a setting of ours, with a default from the CPUs.
@@ -323,6 +359,9 @@ def _short(message: str, sources: Sources) -> str:
     place = sources.place(key) or "config"
     if keys and wanted and given:
         return f"{place}: {key}: expected {' or '.join(dict.fromkeys(wanted))}, not {given[0]!r}"
+    refused = re.search(r"Option '(\w+)' is not accepted", message)
+    if refused:
+        return f"{place}: {key}: {refused[1]!r} is no key here"
     innermost = re.split(r'Parser key "[\w.]+":', message)[-1].strip(" -\n").splitlines()
     said = " ".join(
         line.strip(" -") for line in innermost[: 2 if innermost[0].endswith(":") else 1]

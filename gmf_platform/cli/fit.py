@@ -12,37 +12,50 @@ from typing import Any
 
 from gmf_platform.cli.arguments import Arguments, VerbParser, parse_arguments, shipped_folder
 from gmf_platform.cli.precheck import check_checkpoint, check_data, check_init_from
+from gmf_platform.cli.restarts import Starts
 from gmf_platform.cli.run_directory import RunDirectory, config_differences, content_hash
 from gmf_platform.cli.sources import Sources, canonical
 from gmf_platform.cluster.elastic import launched_by_torchrun
 from gmf_platform.errors import ExitCode, UserError
 
-__all__ = ["run", "run_name"]
+__all__ = ["fit_parser", "run", "run_name"]
 
 log = logging.getLogger(__name__)
 
 # How a run is carried out and watched, which a command may change when the run goes on.
-_NOT_IN_NAMES = ("trainer.", "data.num_workers", "data.per_device", "guard.", "watchdog.")
+_NOT_IN_NAMES = (
+    "trainer.",
+    "data.num_workers",
+    "data.per_device",
+    "guard.",
+    "watchdog.",
+    "checkpoint.max",
+)
 
 
 def run(verb: str, argv: Sequence[str]) -> int:
     """Run the verb; see ``fit --help``."""
-    arguments = parse_arguments(_parser(), argv)
+    parser = fit_parser(verb, "Train. The same command again goes on with the run.")
+    arguments = parse_arguments(parser, argv)
     sources = Sources(arguments)
     check_data(sources)
     check_checkpoint(arguments.options.ckpt_path)
     folder = RunDirectory(arguments.options.runs / (arguments.options.name or run_name(arguments)))
+    starts = Starts(folder.path)
+    if starts.has_begun:
+        arguments.options.fresh = False  # the run before is set aside already
     resumes = arguments.options.ckpt_path or (folder.last.exists() and not arguments.options.fresh)
     _check_restarts(arguments.options)
     if not resumes:
         check_init_from(sources)
     if arguments.options.dry_run:
         return _dry_run(arguments)
-    return _train(arguments, folder)
+    return _train(arguments, folder, starts)
 
 
-def _parser() -> VerbParser:
-    parser = VerbParser("fit", "Train. The same command again goes on with the run.")
+def fit_parser(verb: str, description: str) -> VerbParser:
+    """What `fit` understands, which others take too, so that they can be given its command line."""
+    parser = VerbParser(verb, description)
     parser.add_argument("--name", help="of the run; default: the configs and what was overridden")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
     parser.add_argument(
@@ -67,12 +80,13 @@ def run_name(arguments: Arguments) -> str:
         inside = full.is_relative_to(shipped)
         names.append("_".join(full.relative_to(shipped).parts) if inside else full.stem)
     for key, value in arguments.overrides:
-        if not canonical(key).startswith(_NOT_IN_NAMES):
+        plain = re.sub(r"^data\.tasks\.\w+\.", "data.", canonical(key))
+        if not plain.startswith(_NOT_IN_NAMES):
             names.append(f"{key.rpartition('.')[2]}={Path(value).name or value}")
     return re.sub(r"[^\w=.+-]+", "_", "-".join(names))[:120]
 
 
-def _train(arguments: Arguments, folder: RunDirectory) -> int:
+def _train(arguments: Arguments, folder: RunDirectory, starts: Starts) -> int:
     from gmf_platform.callbacks import RunLogger
     from gmf_platform.cli.device import check_device
     from gmf_platform.cli.experiment import Experiment, is_first_process
@@ -90,7 +104,8 @@ def _train(arguments: Arguments, folder: RunDirectory) -> int:
             folder.acquire()
     try:
         last = None if options.fresh else _resume_from(folder, experiment)
-        ckpt_path = _begin_from(options.ckpt_path, last)
+        ckpt_path = _begin_from(options.ckpt_path, last, starts)
+        _count_start(starts, ckpt_path, experiment, first=first)
         experiment.build(folder.path, logger=RunLogger(folder.path))
         experiment.plan_training()
         done = folder.final_score(experiment.trainer.max_steps)
@@ -123,18 +138,28 @@ def _check_restarts(options: Namespace) -> None:
         )
 
 
-def _begin_from(named: Path | None, last: Path | None) -> Path | None:
+def _begin_from(named: Path | None, last: Path | None, starts: Starts) -> Path | None:
     """The checkpoint named, but not once more after a restart."""
     launched = launched_by_torchrun()
-    if named and last and launched is not None and launched.restarts:
+    may_be_restart = starts.has_begun or (launched is not None and launched.restarts)
+    if named and last and may_be_restart:
         log.warning("the run goes on from %s, not from --ckpt_path: it may be a restart", last)
         return last
     return named or last
 
 
+def _count_start(starts: Starts, ckpt_path: Path | None, experiment: Any, *, first: bool) -> None:
+    """Note where this start of the job begins, and end the job if it has begun there too often."""
+    from gmf_platform.models.weights import read_facts
+
+    step = int(read_facts(ckpt_path).get("global_step", 0)) if ckpt_path else 0
+    if first:
+        starts.add(step)
+    starts.check_progress(step, most=experiment.config.checkpoint.max_idle_restarts)
+
+
 def _load_initial(experiment: Any, options: Namespace) -> None:
-    if experiment.init_from is not None:
-        report = experiment.load(experiment.init_from, allow_partial=options.allow_partial)
+    for report in experiment.load_initial(allow_partial=options.allow_partial):
         log.info("%s", report)
 
 
@@ -193,31 +218,29 @@ def _summarise(experiment: Any) -> None:
     """Say what is about to be trained, and how."""
     from gmf_platform.cli.output import norm_advice
 
-    plan = experiment.datamodule.plan(experiment.trainer.world_size)
+    plans = experiment.datamodule.plans(experiment.trainer.world_size)
     trainer, task = experiment.trainer, experiment.task
     parameters = sum(p.numel() for p in task.model.parameters())
     log.info("model        %s, %.2f M parameters", type(task).__name__, parameters / 1e6)
-    log.info(
-        "data         %s, %d training images, %d classes",
-        experiment.datamodule.root,
-        len(experiment.datamodule.split("training")),
-        len(task.class_names),
-    )
-    log.info(
-        "batch        %d = %d per device x %d devices x %d accumulated",
-        plan.global_batch_size,
-        plan.per_device,
-        plan.world_size,
-        plan.accumulate,
-    )
+    log.info("data         %s", experiment.datamodule.describe())
+    for name, one in plans.items():
+        log.info(
+            "batch        %s%d = %d per device x %d devices x %d accumulated",
+            f"{name}: " if name else "",
+            one.global_batch_size,
+            one.per_device,
+            one.world_size,
+            one.accumulate,
+        )
     log.info("steps        %d, %s", trainer.max_steps, trainer.precision)
     if trainer.precision == "16-mixed":
         log.info("             the device has no bfloat16: float16, with the loss scaled")
     reference = task.lr_for_batch_size
-    factor = plan.global_batch_size / reference if reference else 1.0
+    factor = experiment.datamodule.global_batch_size / reference if reference else 1.0
     log.info("lr scaling   x %.4g (model.lr_for_batch_size: %s)", factor, reference)
-    if advice := norm_advice(task.norm, plan):
-        log.warning("%s", advice)
+    for name, plan in plans.items():
+        if advice := norm_advice(task.norm, plan, data=f"data.tasks.{name}" if name else "data"):
+            log.warning("%s%s", f"{name}: " if name else "", advice)
 
 
 def _finish(experiment: Any, folder: RunDirectory) -> None:

@@ -26,7 +26,7 @@ def run(verb: str, argv: Sequence[str]) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     from gmf_platform.cli.experiment import Experiment
-    from gmf_platform.tasks import DetectionTask
+    from gmf_platform.tasks import DetectionTask, MultiTask
 
     experiment = Experiment(arguments)
     experiment.build(Path(), quiet=True)
@@ -37,8 +37,8 @@ def run(verb: str, argv: Sequence[str]) -> int:
     backbone = model.get_submodule("backbone")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         features = backbone(images.float())
-    where = "in the backbone; those of the head depend on what it finds"
-    if not isinstance(experiment.task, DetectionTask):
+    where = "in the backbone; those of a detection head depend on what it finds"
+    if not isinstance(experiment.task, DetectionTask | MultiTask):
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model(images)
         where = "in all"

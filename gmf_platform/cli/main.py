@@ -3,23 +3,26 @@
 Nothing here imports torch, so that ``--help`` and wrong input answer at once.
 """
 
+import errno
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
 
 from gmf_platform import __version__
-from gmf_platform.cluster.signals import install_handlers
+from gmf_platform.cluster.signals import install_handlers, requested_signal
 from gmf_platform.errors import ExitCode, UserError
 
 __all__ = ["VERBS", "main"]
 
 VERBS = {
     "fit": "train; the same command again goes on with the run",
+    "preflight": "look at all that a run needs, on each process of a job, before it begins",
     "validate": "score a checkpoint on the validation split",
     "test": "score a checkpoint on the test split",
     "predict": "write predictions for image files",
     "replay": "make a captured training step again, to find where it goes wrong",
+    "benchmark": "how fast the backbone, a training step or the data's loading is here",
     "info": "parameters, GFLOPs and feature shapes of a model",
     "check-data": "open every sample of a data set, and tell what is wrong with it",
     "new": "look at your data and write a config for it",
@@ -36,6 +39,13 @@ _USAGE = """usage: python -m gmf_platform VERB [--config FILE ...] [--KEY VALUE 
   python -m gmf_platform validate --run runs/seg_ade20k
   python -m gmf_platform VERB --help
 """
+
+_OF_THE_DISK = {
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room there, or have your quota raised",
+    errno.EROFS: "have it mounted for writing, or give another folder",
+}
+"""What to do about a disk that takes nothing; it can be found out at any place that writes."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,9 +70,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return ExitCode.WRONG_INPUT
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK:
+            raise
+        print(f"error: {_about_disk(error)}", file=sys.stderr)
+        return ExitCode.WRONG_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return ExitCode.FAILED
+
+
+def _about_disk(error: OSError) -> str:
+    where = "a file" if error.filename is None else error.filename
+    return (
+        f"{where} cannot be written: {error.strerror}; {_OF_THE_DISK[error.errno or 0]}. What was "
+        "saved before is as it was, and the same command goes on from there"
+    )
 
 
 def _usage() -> str:
@@ -75,9 +98,11 @@ def _run(verb: str, arguments: Sequence[str]) -> int:
         near = get_close_matches(verb, VERBS, n=1)
         hint = f"; did you mean {near[0]}?" if near else "."
         raise UserError(f"no verb {verb!r}{hint} The verbs are: {', '.join(VERBS)}")
-    if verb == "fit" and "--dry-run" not in arguments:
+    if verb in ("fit", "preflight") and "--dry-run" not in arguments:
         install_handlers()  # before the slow imports: a cluster's signal may come that early
     module = {"validate": "evaluate", "test": "evaluate"}.get(verb, verb.replace("-", "_"))
     run = import_module(f"gmf_platform.cli.{module}").run
     code: int = run(verb, arguments)
+    if verb == "preflight" and requested_signal():
+        return ExitCode.REQUEUE  # what it asked to stop is the job that would begin now
     return code

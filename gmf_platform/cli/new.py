@@ -83,8 +83,7 @@ def _detection(verb: str, argv: Sequence[str]) -> int:
         raise UserError("--val-images and --val-annotations: one needs the other")
     parts = [look_at(options.images, options.annotations)]
     if options.val_images is not None:
-        classes = parts[0].content.class_names
-        parts.append(look_at(options.val_images, options.val_annotations, classes=classes))
+        parts.append(look_at(options.val_images, options.val_annotations, train=parts[0]))
     config = write_config(parts, name=options.name)
     for line in notes(parts):
         print(f"note: {line}", file=sys.stderr)

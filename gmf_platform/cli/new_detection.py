@@ -14,7 +14,7 @@ import yaml
 from datamodules.coco_annotations import CocoAnnotations
 from datamodules.coco_json import read_coco
 from gmf_platform.cli.arguments import find_config
-from gmf_platform.errors import UserError
+from gmf_platform.errors import UserError, counted
 
 __all__ = ["DetectionSizing", "Part", "look_at", "notes", "size_training", "write_config"]
 
@@ -40,26 +40,27 @@ class Part:
     absent: list[str]
 
 
-def look_at(images: Path, annotations: Path, *, classes: Sequence[str] | None = None) -> Part:
+def look_at(images: Path, annotations: Path, *, train: Part | None = None) -> Part:
     """Read an annotation file, and see that its images are there.
 
     Args:
         images: the folder that its file names begin in.
         annotations: the file.
-        classes: those of the training file, which this one's must be.
+        train: the training images, if these are others; both must have the same classes.
 
     Raises:
-        UserError: the file is missing or not COCO, has no object, or none of its images is in
-            the folder.
+        UserError: the file is missing or not COCO, has no object or other classes, or none of its
+            images is in the folder.
     """
-    content = read_coco(annotations, classes=classes, with_masks=True)
+    classes, named_in = (train.content.class_names, train.content.path) if train else (None, None)
+    content = read_coco(annotations, classes=classes, named_in=named_in, with_masks=True)
     absent = [
         name for i in range(len(content)) if not (images / (name := content.file_name(i))).is_file()
     ]
     if len(absent) == len(content):
         example = f", such as {absent[0]}" if absent else ""
         raise UserError(
-            f"{images}: holds none of the {len(content)} images that {annotations} lists{example}: "
+            f"{images}: holds none of the images that {annotations} lists{example}: "
             "name the folder that their file_name begins in"
         )
     objects = ~content.crowd
@@ -80,13 +81,14 @@ def notes(parts: Sequence[Part]) -> list[str]:
     """
     content, objects = parts[0].content, parts[0].objects
     said = [
-        f"{len(content)} images, {sum(objects)} objects of {len(objects)} categories",
+        f"{_images(len(content))}, {_objects(sum(objects))} of "
+        + counted(len(objects), "category", "categories"),
         _why(parts),
     ]
     never = [name for name, n in zip(content.class_names, objects, strict=True) if not n]
     if never:
         said.append(f"categories without an object, which cannot be learned: {', '.join(never)}")
-    return said + [line for part in parts for line in _refused(part)]
+    return said + [line for part in parts for line in _remarks(part)]
 
 
 def _why(parts: Sequence[Part]) -> str:
@@ -94,24 +96,27 @@ def _why(parts: Sequence[Part]) -> str:
     for part in parts:
         count = sum(part.objects)
         if part.with_shape < count:
-            missing = f"{count - part.with_shape} of {count} objects have no mask"
-            return f"{part.content.path.name}: {missing}: the config is RetinaNet, for boxes"
+            missing = counted(count - part.with_shape, "has no mask", "have no mask")
+            return (
+                f"{part.content.path.name}: of {_objects(count)} {missing}: the config is "
+                "RetinaNet, for boxes"
+            )
     return "each object has a mask: the config is Mask R-CNN"
 
 
-def _refused(part: Part) -> list[str]:
-    """What `fit` would refuse."""
+def _remarks(part: Part) -> list[str]:
+    """What is left out, and what `fit` would refuse."""
     path, wrong, absent = part.content.path, part.content.problems, part.absent
-    lines = []
+    lines = part.content.left_out()
     if wrong:
         lines.append(
-            f"{len(wrong)} entries of {path} are wrong, and fit would refuse them; `check-data` "
-            f"lists them, the first is: {wrong[0]}"
+            f"{path}: {counted(len(wrong), 'entry is', 'entries are')} wrong, which fit would "
+            f"refuse; `check-data` lists all, the first is: {wrong[0]}"
         )
     if absent:
         lines.append(
-            f"{len(absent)} images of {path} are not in {part.images}, and fit would refuse that; "
-            f"the first is {absent[0]}"
+            f"{path}: {counted(len(absent), 'image is', 'images are')} not in {part.images}, which "
+            f"fit would refuse; the first is {absent[0]}"
         )
     return lines
 
@@ -160,7 +165,8 @@ def size_training(train: Part, *, has_val: bool) -> DetectionSizing:
     trained = used - (max(1, round(used * fraction)) if fraction else 0)
     if trained < 2:
         raise UserError(
-            f"{train.content.path}: {used} images with objects are too few to train and validate"
+            f"{train.content.path}: {counted(used, 'image', 'images')} with objects: too few to "
+            "train and validate"
         )
     batch = 16
     while batch > 4 and trained < 8 * batch:
@@ -207,8 +213,8 @@ def write_config(parts: Sequence[Part], *, name: str) -> str:
 def _head(train: Part, model: Model, name: str) -> str:
     sources = re.findall(r"\[\w+\]", _shipped(model).partition("\n\n")[0])
     return f"""\
-# {name}: {len(train.content)} images, {len(train.objects)} classes. Written by `new det`, which \
-looked at
+# {name}: {_images(len(train.content))}, {counted(len(train.objects), "class", "classes")}. \
+Written by `new det`, which looked at
 # {train.content.path.name}.
 #
 #   python -m gmf_platform check-data --config {name}.yaml
@@ -270,7 +276,7 @@ def _classes(train: Part) -> list[str]:
     return [
         "classes: # in label order",
         *(
-            f"  - {_scalar(name)} # category {number}, {count} objects"
+            f"  - {_scalar(name)} # category {number}, {_objects(count)}"
             for name, number, count in zip(names, ids, train.objects, strict=True)
         ),
     ]
@@ -295,6 +301,14 @@ checkpoint:
   every_n_steps: 500
   monitor: {monitor}
 """
+
+
+def _images(number: int) -> str:
+    return counted(number, "image", "images")
+
+
+def _objects(number: int) -> str:
+    return counted(number, "object", "objects")
 
 
 def _scalar(text: str) -> str:

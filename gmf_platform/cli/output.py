@@ -1,9 +1,10 @@
 """Where a verb's words go: the console, the run's log.txt, and the advice in errors."""
 
 import logging
+import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from lightning.pytorch import Callback, Trainer
 
 from gmf_platform.callbacks.progress import Progress
 from gmf_platform.distributed.order import BatchPlan
-from gmf_platform.errors import UserError
+from gmf_platform.errors import UserError, counted
 from gmf_platform.models.norm import NormMode
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def log_to(file: Path | None) -> None:
 
 @contextmanager
 def advising_on_memory(experiment: "Experiment") -> Iterator[None]:
-    """Turn a full device into advice on what to change.
+    """Turn a full device, or a loading process that was killed, into advice on what to change.
 
     Raises:
         UserError: the memory was not enough.
@@ -61,36 +62,80 @@ def advising_on_memory(experiment: "Experiment") -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise UserError(_memory_advice(experiment, str(error).splitlines()[0])) from None
+    except RuntimeError as error:
+        # torch raises it from a signal's handler, at any place.
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise UserError(_worker_advice(experiment, str(error).splitlines()[0])) from None
+
+
+def _worker_advice(experiment: "Experiment", said: str) -> str:
+    lines = [f"a process that loads data has died ({said})"]
+    if "Bus error" in said:  # what a full shared memory looks like
+        shared = shutil.disk_usage("/dev/shm")
+        size = f"{shared.free / 2**30:.1f} of {shared.total / 2**30:.1f} GiB are free"
+        lines.append(f"  - /dev/shm is too small: {size}; docker has --shm-size")
+    count = experiment.datamodule.num_workers
+    lines.append(f"  - memory may have run out: fewer than {count}, with --data.num_workers")
+    if experiment.trainer.state.fn == "fit":
+        lines.append("  - the same command goes on from the last checkpoint")
+    return "\n".join(lines)
 
 
 def _memory_advice(experiment: "Experiment", said: str) -> str:
     trainer, data = experiment.trainer, experiment.datamodule
+    plans = data.plans(trainer.world_size)
+    if "" not in plans:
+        return _joint_memory_advice(plans, said)
     if trainer.state.fn != "fit":
-        return (
-            f"out of memory with {data.eval_batch_size} images per batch ({said})\n"
-            "  - fewer at once: --data.eval_batch_size 1\n"
-            "  - smaller images: --data.scale, or windows: --config test/sliding\n"
-            "  - on the CPU: --trainer.accelerator cpu"
-        )
-    per_device = data.plan(trainer.world_size).per_device
-    smaller = max((n for n in range(1, per_device) if per_device % n == 0), default=0)
-    lines = [f"out of memory with {per_device} images per device ({said})"]
-    if smaller:
-        lines += [
-            f"  - fewer at once, same global batch: --data.per_device_batch_size {smaller}",
-            f"    (the rest is accumulated; batch norm then sees {smaller} images)",
-        ]
-    if not getattr(experiment.task.model.get_submodule("backbone"), "checkpointing", False):
-        lines.append("  - less kept for backward: --model.backbone.checkpointing true")
-    return "\n".join([*lines, "  - smaller crops or a smaller --model.backbone.variant"])
+        count = 1 if trainer.state.fn == "predict" else data.eval_batch_size
+        fewer = [f"fewer at once: --data.eval_batch_size {count // 2}"] if count > 1 else []
+        last = "on the CPU: --trainer.accelerator cpu"
+        advice = [*fewer, data.smaller_evaluation, last]
+    else:
+        count = plans[""].per_device
+        last = "a smaller network: --model.backbone.variant"
+        advice = [*_smaller_parts(count), *_less_kept(experiment), data.smaller_training, last]
+    head = f"out of memory with {counted(count, 'image', 'images')} per device ({said})"
+    return "\n  - ".join([head, *advice])
 
 
-def norm_advice(norm: NormMode, plan: BatchPlan) -> str:
+def _smaller_parts(per_device: int) -> list[str]:
+    """The largest smaller batch that still makes up a device's share."""
+    if per_device == 1:
+        return []
+    smaller = max(n for n in range(1, per_device) if per_device % n == 0)
+    option = f"--data.per_device_batch_size {smaller}"
+    seen = counted(smaller, "image", "images")
+    rest = f"    (the rest is accumulated; batch norm then sees {seen})"
+    return [f"fewer at once, same global batch: {option}\n{rest}"]
+
+
+def _less_kept(experiment: "Experiment") -> list[str]:
+    """Checkpointing, of a backbone that has it and does without."""
+    backbone = experiment.task.model.get_submodule("backbone")
+    used = [part.checkpointing for part in backbone.modules() if hasattr(part, "checkpointing")]
+    if any(used) or not used:
+        return []
+    return ["less kept for backward: --model.backbone.checkpointing true"]
+
+
+def _joint_memory_advice(plans: Mapping[str, BatchPlan], said: str) -> str:
+    lines = [f"out of memory ({said})", "  - fewer of a task at once; the rest is accumulated:"]
+    for name, plan in plans.items():
+        lines.append(f"    --data.tasks.{name}.per_device_batch_size, now {plan.per_device}")
+    lines.append("  - fewer of a task at once in evaluation: --data.tasks.TASK.eval_batch_size 1")
+    lines.append("  - less kept for backward: --model.backbone.checkpointing true")
+    return "\n".join([*lines, "  - smaller images or a smaller --model.backbone.variant"])
+
+
+def norm_advice(norm: NormMode, plan: BatchPlan, *, data: str = "data") -> str:
     """A warning where batch norms see too few samples at a time; empty where they don't.
 
     Args:
         norm: mode of the backbone's batch norms.
         plan: per-device batch and devices; accumulated parts are normalised each by itself.
+        data: the key that the batch is under.
     """
     seen = plan.per_device * (plan.world_size if norm == "sync" else 1)
     if seen >= _LEAST_FOR_NORM:
@@ -100,7 +145,7 @@ def norm_advice(norm: NormMode, plan: BatchPlan) -> str:
     advice = (
         f"batch norms see {seen} samples at a time, and of fewer than {_LEAST_FOR_NORM} their "
         "statistics are poor, however many are accumulated\n"
-        "  - more at once: --data.per_device_batch_size, with --model.backbone.checkpointing true "
+        f"  - more at once: --{data}.per_device_batch_size, with --model.backbone.checkpointing true "
         "where memory is short\n"
         "  - or the pretrained statistics, left as they are: --model.norm frozen"
     )

@@ -1,10 +1,11 @@
 """Checks of paths that answer before torch is imported."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from datamodules.layouts import CHECKS, LAYOUTS, UNDIVIDED, check_root
 from gmf_platform.cli.sources import Sources
-from gmf_platform.errors import UserError
+from gmf_platform.errors import UserError, keys_of_task
 
 __all__ = ["NO_WEIGHTS", "check_checkpoint", "check_data", "check_init_from"]
 
@@ -13,20 +14,33 @@ NO_WEIGHTS = "none"
 
 
 def check_data(sources: Sources) -> None:
-    """Check that the data set's files are there.
+    """Check that the files of the data set, or of each task's, are there.
 
     Raises:
         UserError: see the checks of datamodules.layouts.
     """
-    root, class_path = sources.value("data.root"), sources.value("data.class_path")
+    begin = "data.tasks."
+    keys = [e.key.removeprefix(begin) for e in sources.entries if e.key.startswith(begin)]
+    tasks = dict.fromkeys(key.partition(".")[0] for key in keys)
+    for name in tasks:
+        if not sources.is_removed(f"{begin}{name}"):
+            with keys_of_task(name):
+                _check_set(sources, f"{begin}{name}")
+    if not tasks:
+        _check_set(sources, "data")
+
+
+def _check_set(sources: Sources, part: str) -> None:
+    root, class_path = sources.value(f"{part}.root"), sources.value(f"{part}.class_path")
     check = CHECKS.get(str(class_path))
     if check is not None:
-        names = {e.key.removeprefix("data.") for e in sources.entries if e.key.startswith("data.")}
-        check({name: sources.value(f"data.{name}") for name in names})
+        begin = f"{part}."
+        names = {e.key.removeprefix(begin) for e in sources.entries if e.key.startswith(begin)}
+        check({name: sources.value(f"{begin}{name}") for name in names})
         return
     layout = LAYOUTS.get(str(class_path))
     if root is not None and layout is not None:
-        is_divided = all(sources.value(f"data.{key}") is None for key in UNDIVIDED)
+        is_divided = all(sources.value(f"{part}.{key}") is None for key in UNDIVIDED)
         check_root(Path(str(root)), layout, is_divided=is_divided)
 
 
@@ -36,11 +50,21 @@ def check_init_from(sources: Sources) -> None:
     Raises:
         UserError: the file is missing; the message says where to get it.
     """
-    path = sources.value("init_from")
-    if path is None or str(path) == NO_WEIGHTS or Path(str(path)).exists():
+    given = [e for e in sources.entries if e.key == "init_from" or e.key.startswith("init_from.")]
+    whole = bool(given) and given[-1].key == "init_from"  # what is said last counts
+    keys = dict.fromkeys(e.key for e in given if (e.key == "init_from") == whole)
+    for key in keys:
+        _check_weights(sources, key)
+
+
+def _check_weights(sources: Sources, key: str) -> None:
+    path = sources.value(key)
+    paths = list(path.values()) if isinstance(path, Mapping) else [path]
+    missing = [p for p in paths if not (p in (None, NO_WEIGHTS) or Path(str(p)).exists())]
+    if not missing:
         return
     raise UserError(
-        f"init_from: no file {path} ({sources.place('init_from')}).\n"
+        f"{key}: no file {missing[0]} ({sources.place(key)}).\n"
         "  - ImageNet weights: the authors' files are linked in the Model Zoo table of "
         "github.com/AILab-CVC/GroupMixFormer; save the one of your variant there, or name it "
         "with --init_from FILE\n"

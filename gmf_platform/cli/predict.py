@@ -3,13 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from datamodules.pairs import IMAGE_SUFFIXES
 from gmf_platform.cli.arguments import VerbParser, parse_arguments
 from gmf_platform.cli.sources import Sources
 from gmf_platform.cli.trained import check_weights, load_trained
-from gmf_platform.errors import ExitCode, UserError
+from gmf_platform.errors import ExitCode, UserError, counted
 
 if TYPE_CHECKING:
     from gmf_platform.deploy.writers import PredictionWriter
@@ -64,21 +64,29 @@ def run(verb: str, argv: Sequence[str]) -> int:
     with advising_on_memory(experiment):
         trainer.predict(experiment.task, loader, return_predictions=False)
     if trainer.is_global_zero:
-        print(f"{len(images)} images: {writer.what} are in {output}")
+        print(f"{counted(len(images), 'image', 'images')}: {writer.what} are in {output}")
     return ExitCode.DONE
 
 
 def _writer(task: "BaseTask", weights: Path | None) -> "Callable[..., PredictionWriter]":
     """What writes a task's predictions; a checkpoint tells how COCO's results name its classes."""
-    from gmf_platform.deploy import writers
     from gmf_platform.models.weights import read_facts
-    from gmf_platform.tasks import ClassificationTask, DetectionTask, SegmentationTask
+
+    return _writer_of(task, {} if weights is None or not weights.exists() else read_facts(weights))
+
+
+def _writer_of(task: "BaseTask", facts: Mapping[str, Any]) -> "Callable[..., PredictionWriter]":
+    from gmf_platform.deploy import writers
+    from gmf_platform.tasks import ClassificationTask, DetectionTask, MultiTask, SegmentationTask
 
     match task:
+        case MultiTask():
+            known = facts.get("tasks", {})
+            makers = {name: _writer_of(part, known.get(name, {})) for name, part in task.parts()}
+            return partial(writers.JointWriter, makers)
         case ClassificationTask():
             return writers.ClassificationWriter
         case DetectionTask():
-            facts = {} if weights is None or not weights.is_file() else read_facts(weights)
             same = facts.get("class_names") == task.class_names
             ids = facts.get("category_ids") if same else None
             return partial(writers.DetectionWriter, category_ids=ids)
@@ -89,7 +97,11 @@ def _writer(task: "BaseTask", weights: Path | None) -> "Callable[..., Prediction
 
 def _spare_images(writer: "PredictionWriter", images: Mapping[Path, Path]) -> None:
     for source, name in images.items():
-        written = (writer.output / name.with_name(f"{name.name}{s}") for s in writer.suffixes)
+        written = (
+            part.output / name.with_name(f"{name.name}{suffix}")
+            for part in writer.parts()
+            for suffix in part.suffixes
+        )
         if any(path.resolve() == source.resolve() for path in written):
             raise UserError(
                 f"--output {writer.output}: {source} would be overwritten by its own prediction; "

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -37,6 +38,7 @@ _MAY_DIFFER = (
     "trainer.num_sanity_val_steps",
     "trainer.default_root_dir",
     "checkpoint.every_n_steps",
+    "checkpoint.max_idle_restarts",
     "throughput",
     "pictures",
     "guard",
@@ -172,6 +174,7 @@ def _is_file(file: TextIO, path: Path) -> bool:
 
 
 def _may_differ(key: str) -> bool:
+    key = re.sub(r"^data\.tasks\.\w+\.", "data.", key)
     return any(key == allowed or key.startswith(f"{allowed}.") for allowed in _MAY_DIFFER)
 
 

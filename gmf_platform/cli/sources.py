@@ -76,6 +76,11 @@ class Sources:
         except OmegaConfBaseException:
             return None
 
+    def is_removed(self, key: str) -> bool:
+        """Whether a mapping was set to null behind all that was said of it."""
+        said = [e for e in self.entries if e.key == key or e.key.startswith(f"{key}.")]
+        return bool(said) and said[-1].key == key and not said[-1].mapping
+
     def place(self, key: str) -> str:
         """Where a key was last set; empty if nowhere."""
         return next((e.place for e in reversed(self.entries) if e.key == key), "")
@@ -100,9 +105,17 @@ def _read(path: Path) -> list[Entry]:
 
 
 def _walk(node: yaml.MappingNode, above: Sequence[str], path: Path) -> Iterator[Entry]:
+    lines: dict[str, int] = {}
     for key_node, value_node in node.value:
         keys = (*above, str(key_node.value))
-        place = f"{path}:{key_node.start_mark.line + 1}"
+        line = key_node.start_mark.line + 1
+        place = f"{path}:{line}"
+        if keys[-1] in lines:
+            raise UserError(
+                f"{place}: {canonical('.'.join(keys))} is there already, in line {lines[keys[-1]]}: "
+                "YAML would forget that one; give one of them another name"
+            )
+        lines[keys[-1]] = line
         if not isinstance(value_node, yaml.MappingNode):
             value = yaml.SafeLoader("").construct_document(value_node)
             yield Entry(canonical(".".join(keys)), value, place)

@@ -4,10 +4,11 @@ Installed before the slow imports, since a cluster may send its signal that earl
 nothing slow itself.
 """
 
+import atexit
 import signal
 from types import FrameType
 
-__all__ = ["install_handlers", "keep_handlers", "requested_signal"]
+__all__ = ["are_handled", "install_handlers", "keep_handlers", "requested_signal"]
 
 _received: list[signal.Signals] = []
 _installed = False
@@ -22,6 +23,8 @@ def install_handlers() -> None:
     A second SIGINT interrupts at once, as people at a terminal expect.
     """
     global _installed
+    if not _installed:
+        atexit.register(_ignore)
     _installed = True
     for number in _SIGNALS:
         signal.signal(number, _note)
@@ -37,6 +40,11 @@ def keep_handlers() -> None:
         install_handlers()
 
 
+def are_handled() -> bool:
+    """Whether this process hears signals; all processes of a job agree."""
+    return _installed
+
+
 def requested_signal() -> signal.Signals | None:
     """The signal that asked this process to stop, if any has come."""
     return _received[0] if _received else None
@@ -46,3 +54,10 @@ def _note(number: int, frame: FrameType | None) -> None:
     if number == signal.SIGINT and signal.SIGINT in _received:
         raise KeyboardInterrupt
     _received.append(signal.Signals(number))
+
+
+def _ignore() -> None:
+    """Let a signal that comes while Python ends not change the exit code."""
+    if _installed:
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)

@@ -1,17 +1,25 @@
 """Checkpoints that are whole or not there, as one file or as a folder of shards."""
 
 import os
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch.distributed.checkpoint.api import CheckpointException
 
 from gmf_platform.distributed.strategies import saves_folders
 
 __all__ = ["AtomicCheckpointIO", "keep_as", "save_checkpoint"]
+
+
+_OF_A_WRITER = re.compile(r"iostream error|inline_container|PytorchStreamWriter")
+"""How torch says that a file could not be written, without a word why."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -48,15 +56,18 @@ def save_checkpoint(trainer: Trainer, target: Path) -> None:
     Args:
         trainer: with its strategy.
         target: a name ending in ``.ckpt``.
+
+    Raises:
+        OSError: the disk does not take it.
     """
     if trainer.is_global_zero and target.exists():
         keep_as(target, target.with_name("previous.ckpt"))
     if not saves_folders(trainer.strategy):
-        trainer.save_checkpoint(target, weights_only=False)
+        _save(trainer, target)
         return
     folder = Path(trainer.strategy.broadcast(str(_free_name(target, trainer.global_step))))
     unfinished = folder.with_name(f".{folder.name}")
-    trainer.save_checkpoint(unfinished, weights_only=False)
+    _save(trainer, unfinished)
     trainer.strategy.barrier()
     if trainer.is_global_zero:
         _sync_to_disk(unfinished)
@@ -64,6 +75,47 @@ def save_checkpoint(trainer: Trainer, target: Path) -> None:
         _point(target, folder.name)
         _remove_unlinked(target.parent)
     trainer.strategy.barrier()
+
+
+def _save(trainer: Trainer, path: Path) -> None:
+    """Save, and raise what the system said where a library raises something else in its place.
+
+    torch.save goes on to write the file's end after an error, which fails too, and differently;
+    torch's writer of shards packs up what each process met; DeepSpeed has torch open its files,
+    which then says that a stream failed.
+    """
+    try:
+        trainer.save_checkpoint(path, weights_only=False)
+    except (Exception, CheckpointException) as error:
+        errors = list(_behind(error))
+        said = next((e for e in errors if isinstance(e, OSError) and e.errno), None)
+        if said is None and any(_OF_A_WRITER.search(str(e)) for e in errors):
+            said = _asked(path.parent)
+        if said is None:
+            raise
+        raise OSError(said.errno, said.strerror, str(path)) from error
+
+
+def _asked(folder: Path) -> OSError | None:
+    """What the disk says to a file: one that is full is so to the last block."""
+    try:
+        with TemporaryFile(dir=folder) as file:
+            file.write(bytes(1 << 20))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error
+    return None
+
+
+def _behind(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and all that it came from."""
+    while error is not None:
+        yield error
+        if isinstance(error, CheckpointException):
+            for inner, _ in error.failures.values():
+                yield from _behind(inner)
+        error = error.__cause__ or error.__context__
 
 
 def keep_as(source: Path, target: Path) -> None:

@@ -1,16 +1,27 @@
 """Gradients of a step as this process holds them, whatever the strategy."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from gmf_platform.distributed.strategies import ZeRO
 
-__all__ = ["are_finite", "discard_gradients", "local_gradients", "non_finite_parameters"]
+__all__ = [
+    "are_finite",
+    "average_over_processes",
+    "discard_gradients",
+    "local",
+    "local_gradients",
+    "non_finite_parameters",
+]
+
+_BUCKET = 25 * 2**20
+"""Bytes that are sent at once: DDP's default."""
 
 
 def local_gradients(trainer: Trainer) -> list[Tensor]:
@@ -23,17 +34,22 @@ def local_gradients(trainer: Trainer) -> list[Tensor]:
             return list(_partitions(_zero_optimizer(trainer)))
         case _:
             module: nn.Module = trainer.lightning_module
-            return [_local(p.grad) for p in module.parameters() if p.grad is not None]
+            return [local(p.grad) for p in module.parameters() if p.grad is not None]
 
 
 def are_finite(tensors: Iterable[Tensor]) -> Tensor:
     """Whether no element is infinite or no number, as a boolean on the tensors' device.
 
-    The largest magnitudes are looked at: a sum of squares could be infinite by itself.
+    The largest magnitudes decide: a sum of squares could be infinite by itself. If it is not, all
+    is finite, and CPUs have it in a tenth of the time; a GPU would have to be waited for.
     """
     held = [tensor for tensor in tensors if tensor.numel()]
     if not held:
         return torch.tensor(True)
+    if held[0].device.type == "cpu":
+        all_finite = torch.stack(torch._foreach_norm(held)).isfinite().all()
+        if all_finite:
+            return all_finite
     return torch.stack(torch._foreach_norm(held, ord=float("inf"))).isfinite().all()
 
 
@@ -51,7 +67,7 @@ def non_finite_parameters(trainer: Trainer) -> list[str]:
             gradients = ((name, safe_get_full_grad(p)) for name, p in named if p.requires_grad)
         case _:
             gradients = ((name, p.grad) for name, p in named)
-    return [name for name, g in gradients if g is not None and not are_finite([_local(g)])]
+    return [name for name, g in gradients if g is not None and not are_finite([local(g)])]
 
 
 def discard_gradients(trainer: Trainer) -> None:
@@ -67,7 +83,40 @@ def discard_gradients(trainer: Trainer) -> None:
                 parameter.grad = None
 
 
-def _local(gradient: Tensor) -> Tensor:
+@torch.no_grad()
+def average_over_processes(gradients: Sequence[Tensor]) -> None:
+    """Give all processes the mean of their tensors, in place, as DDP does: in buckets.
+
+    Args:
+        gradients: as many and of the same shapes on each.
+    """
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return
+    for bucket in _buckets(gradients):
+        flat = torch.cat([tensor.flatten() for tensor in bucket])
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        pieces = flat.split([tensor.numel() for tensor in bucket])
+        views = [piece.view(x.shape) for piece, x in zip(pieces, bucket, strict=True)]
+        torch._foreach_copy_(bucket, views)
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Neighbours of one dtype, up to a bucket's size."""
+    bucket: list[Tensor] = []
+    held = 0
+    for tensor in tensors:
+        held += tensor.nbytes
+        if bucket and (held > _BUCKET or bucket[0].dtype != tensor.dtype):
+            yield bucket
+            bucket, held = [], tensor.nbytes
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
+
+
+def local(gradient: Tensor) -> Tensor:
+    """This process's part of a gradient, in the same memory."""
     return gradient.to_local() if isinstance(gradient, DTensor) else gradient
 
 

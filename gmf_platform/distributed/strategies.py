@@ -108,6 +108,32 @@ class FSDP(ModelParallelStrategy):
             min_unit_parameters=self.min_unit_parameters,
         )
 
+    def load_checkpoint(
+        self, checkpoint_path: Any, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """As Lightning's, which takes moments to be in the order of the model's parameters.
+
+        Raises:
+            UserError: they are in the optimiser's order, as those of other strategies.
+        """
+        path = Path(checkpoint_path)
+        if path.is_file():
+            self._check_moments(path)
+        return super().load_checkpoint(checkpoint_path, weights_only)
+
+    def _check_moments(self, path: Path) -> None:
+        assert self.model is not None
+        index = {parameter: i for i, parameter in enumerate(self.model.parameters())}
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        states = content.get("optimizer_states", [])
+        for state, optimizer in zip(states, self.optimizers, strict=False):
+            own = [[index[p] for p in group["params"]] for group in optimizer.param_groups]
+            if [group["params"] for group in state["param_groups"]] != own:
+                raise UserError(
+                    f"{path}: was saved under another strategy, so the run cannot go on under "
+                    "FSDP; its weights can: begin another run with --init_from"
+                )
+
     def on_validation_start(self) -> None:
         """Gather all parameters: processes may hold unequal numbers of evaluation batches."""
         self._hold_whole(True)
@@ -175,6 +201,7 @@ class ZeRO(DeepSpeedStrategy):
             process_group_backend=process_group_backend,
         )
         self.autocast, self.offloads_optimizer = autocast, offload_optimizer
+        self._gathered: list[Any] = []
 
     @property
     def parallel_devices(self) -> list[torch.device] | None:
@@ -196,6 +223,40 @@ class ZeRO(DeepSpeedStrategy):
             super(DeepSpeedStrategy, self).setup_environment()
         else:
             super().setup_environment()
+
+    def on_validation_start(self) -> None:
+        """Gather all parameters: processes may hold unequal numbers of evaluation batches.
+
+        DeepSpeed's hooks, which gather module by module and compare the processes' ways through
+        the model, are taken off meanwhile.
+        """
+        if not self.zero_stage_3:
+            return
+        assert self.lightning_module is not None
+        held: list[Any] = [p for p in self.lightning_module.parameters() if hasattr(p, "ds_id")]
+        self._gathered = [p for p in held if p.ds_status.name == "NOT_AVAILABLE"]
+        if self._gathered:
+            self._gathered[0].all_gather(self._gathered)
+        offload = self._offload()
+        offload._remove_module_hooks()
+        offload.forward_hooks, offload.backward_hooks = [], []
+
+    def on_validation_end(self) -> None:
+        """Let go of those that were not there before."""
+        if not self.zero_stage_3:
+            return
+        self._offload().setup_zero_stage3_hooks()
+        for parameter in self._gathered:
+            parameter.partition()
+        self._gathered = []
+
+    def _offload(self) -> Any:
+        """What gathers parameters; without an optimiser it stands in its place."""
+        optimizer = self.deepspeed_engine.optimizer
+        return getattr(optimizer, "parameter_offload", optimizer)
+
+    on_test_start = on_predict_start = on_validation_start
+    on_test_end = on_predict_end = on_validation_end
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> Any:
         """As Lightning's; a checkpoint of another number of processes is converted first.

@@ -1,6 +1,6 @@
 """The one batch norm of the platform: its statistics, their synchronisation and their access."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -25,6 +25,8 @@ __all__ = [
     "average_statistics",
     "joint_statistics",
     "set_norm_mode",
+    "split_statistics",
+    "statistics_estimated",
     "statistics_kept",
 ]
 
@@ -45,7 +47,8 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
     - ``"train"``: those of this rank's batch.
     - ``"frozen"``: the running ones, which then stay as they are. Weight and bias still train.
 
-    Outside training the running statistics are used in every mode.
+    Outside training the running statistics are used in every mode. There may be several sets of
+    them, see `split_statistics`.
 
     Args:
         channels: Number of channels C.
@@ -65,6 +68,8 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         super().__init__(channels, eps, momentum)
         self.mode: NormMode = mode
         self.keeps_statistics = False
+        self.used_statistics = ""
+        self.sums: Tensor | None = None
 
     def extra_repr(self) -> str:
         """Add the mode to what ``print(model)`` shows."""
@@ -95,46 +100,64 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             BatchTooSmallError: In training, if batch statistics are to be taken of a single value
                 per channel.
         """
-        fixed = not self.training or self.mode == "frozen"
+        fixed = self.sums is None and (not self.training or self.mode == "frozen")
         if weight_before is not None:
             if fixed and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
                 return self._with_product(x, weight_before, "hardswish" if hardswish else "none")
             x = linear(x, weight_before)
+        mean, var, batches = self._running()
+        weight, bias = self._affine()
         if fixed:
-            y = F.batch_norm(x, *self._statistics_and_affine(), eps=self.eps)
-            return F.hardswish(y, inplace=not torch.is_grad_enabled()) if hardswish else y
+            y = F.batch_norm(x, mean, var, weight, bias, eps=self.eps)
+            return F.hardswish(y) if hardswish else y
         if self.synchronises:
             statistics = statistics or statistics_of_all_ranks([x])[0]
             self._track(*statistics)
-            _, _, *affine = self._statistics_and_affine()
-            return normalise(x, statistics, *affine, eps=self.eps, hardswish=hardswish)
-        return self._by_own_statistics(x, hardswish)
+            return normalise(x, statistics, weight, bias, eps=self.eps, hardswish=hardswish)
 
-    def _statistics_and_affine(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Running mean and variance, weight and bias."""
-        mean, var = self.running_mean, self.running_var
-        # Mixed-precision sharding casts parameters and leaves buffers alone.
-        return mean, var, self.weight.to(mean.dtype), self.bias.to(mean.dtype)
-
-    def _with_product(self, x: Tensor, before: Tensor, epilogue: Epilogue) -> Tensor:
-        """One product in place of the one before and a norm by running statistics."""
-        mean, var, weight, bias = self._statistics_and_affine()
-        scale = weight * torch.rsqrt(var + self.eps)
-        folded, shift = before * scale[:, None], bias - mean * scale
-        return product(x, folded.to(x.dtype), shift.to(x.dtype), epilogue)
-
-    def _by_own_statistics(self, x: Tensor, hardswish: bool) -> Tensor:
         self._refuse_single_values(x)
-        mean, var, weight, bias = self._statistics_and_affine()
+        if self.sums is not None:
+            y = self._estimate(x, weight, bias, self.sums)
+            return F.hardswish(y) if hardswish else y
         if self.keeps_statistics:
             # Copies, not None: a repeated forward must save as many tensors as the first.
             mean, var = mean.clone(), var.clone()
         else:
-            self.num_batches_tracked.add_(1)
+            batches.add_(1)
         if hardswish and not torch.compiler.is_compiling():
             return NormHardswish.apply(x, weight, bias, (mean, var), self.momentum, self.eps)
         y = F.batch_norm(x, mean, var, weight, bias, True, self.momentum, self.eps)
         return F.hardswish(y) if hardswish else y
+
+    def _running(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, variance and count of the set in use."""
+        if not self.used_statistics:
+            return self.running_mean, self.running_var, self.num_batches_tracked
+        kinds = ("running_mean", "running_var", "num_batches_tracked")
+        mean, var, batches = (getattr(self, f"{kind}_{self.used_statistics}") for kind in kinds)
+        return mean, var, batches
+
+    def _affine(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias."""
+        # Mixed-precision sharding casts parameters and leaves buffers alone.
+        dtype = self.running_mean.dtype
+        return self.weight.to(dtype), self.bias.to(dtype)
+
+    def _with_product(self, x: Tensor, before: Tensor, epilogue: Epilogue) -> Tensor:
+        """One product in place of the one before and a norm by running statistics."""
+        (mean, var, _), (weight, bias) = self._running(), self._affine()
+        scale = weight * torch.rsqrt(var + self.eps)
+        folded, shift = before * scale[:, None], bias - mean * scale
+        return product(x, folded.to(x.dtype), shift.to(x.dtype), epilogue)
+
+    @torch.no_grad()
+    def _estimate(self, x: Tensor, weight: Tensor, bias: Tensor, sums: Tensor) -> Tensor:
+        """Normalise a batch by its own statistics, and add these to the sums."""
+        mean, var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
+        y = F.batch_norm(x, mean, var, weight, bias, True, 1.0, self.eps)
+        mean, var = mean.double(), var.double()
+        sums += torch.stack([mean, var + mean.square(), torch.ones_like(mean)])
+        return y
 
     def forward_tokens(
         self,
@@ -151,7 +174,8 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
     @property
     def synchronises(self) -> bool:
         """Whether the next training batch is normalised by statistics of all ranks."""
-        return self.training and self.mode == "sync" and _world_size() > 1
+        by_batch = self.training and self.sums is None
+        return by_batch and self.mode == "sync" and _world_size() > 1
 
     def _refuse_single_values(self, x: Tensor) -> None:
         if x.numel() == x.shape[1]:
@@ -167,9 +191,10 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         if self.keeps_statistics:
             return
         unbiased = var * (count / (count - 1))
-        self.num_batches_tracked.add_(1)
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+        running_mean, running_var, batches = self._running()
+        batches.add_(1)
+        running_mean.lerp_(mean.to(running_mean.dtype), self.momentum)
+        running_var.lerp_(unbiased.to(running_var.dtype), self.momentum)
 
 
 def joint_statistics(
@@ -195,6 +220,61 @@ def set_norm_mode(module: nn.Module, mode: NormMode) -> None:
         norm.mode = mode
 
 
+def split_statistics(module: nn.Module, names: Iterable[str]) -> list[BatchNorm]:
+    """Give every `BatchNorm` inside ``module`` running statistics for each of some names.
+
+    Each set begins as the one there is, and is used while ``used_statistics`` is its name.
+
+    Returns:
+        The norms.
+    """
+    norms = list(_batch_norms(module))
+    for norm in norms:
+        for name in names:
+            for kind in ("running_mean", "running_var", "num_batches_tracked"):
+                norm.register_buffer(f"{kind}_{name}", getattr(norm, kind).clone())
+    return norms
+
+
+@contextmanager
+def statistics_estimated(module: nn.Module) -> Iterator[None]:
+    """Take the running statistics of norms inside ``module`` anew, from the batches given to it.
+
+    Inside, a batch is normalised by its own statistics, whatever the mode, in evaluation too;
+    afterwards the running mean and variance are those of all batches together, and of all
+    processes: Y. Wu, J. Johnson, Rethinking "Batch" in BatchNorm (arXiv 2105.07576), section 3.
+    Batches count alike, and what their means differ by belongs to the variance. Frozen norms stay
+    as they are.
+    """
+    norms = [norm for norm in _batch_norms(module) if norm.mode != "frozen"]
+    for norm in norms:
+        norm.sums = norm.running_mean.new_zeros(3, norm.num_features, dtype=torch.float64)
+    try:
+        yield
+        _take_statistics(norms)
+    finally:
+        for norm in norms:
+            norm.sums = None
+
+
+@torch.no_grad()
+def _take_statistics(norms: Iterable[BatchNorm]) -> None:
+    """The running statistics from the sums of all processes."""
+    norms = list(norms)
+    sums = [norm.sums for norm in norms if norm.sums is not None]
+    if not sums:
+        return
+    flat = torch.cat(sums, dim=1)
+    if _world_size() > 1:
+        dist.all_reduce(flat)
+    for norm, (mean, square, count) in zip(
+        norms, flat.split([x.shape[1] for x in sums], dim=1), strict=True
+    ):
+        mean, square = mean / count, square / count
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(square - mean.square())
+
+
 @contextmanager
 def statistics_kept(module: nn.Module) -> Iterator[None]:
     """Leave the running statistics of every `BatchNorm` inside ``module`` as they are.
@@ -213,7 +293,7 @@ def statistics_kept(module: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def average_statistics(model: nn.Module) -> None:
+def average_statistics(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> None:
     """Give all processes the mean of their norms' running statistics.
 
     Norms in mode ``train`` see a process's own images; without this a checkpoint would hold the
@@ -221,19 +301,28 @@ def average_statistics(model: nn.Module) -> None:
 
     Args:
         model: of any kind; with one process nothing is done.
+        state: average the statistics in here, by their names in the model's state dict, instead of
+            the model's own.
     """
     if _world_size() == 1:
         return
-    norms = [norm for norm in _batch_norms(model) if norm.mode == "train"]
-    if not norms:
+    norms = ((f"{n}." if n else "", m) for n, m in model.named_modules() if _is_apart(m))
+    buffers = (f"{prefix}{name}" for prefix, norm in norms for name, _ in norm.named_buffers())
+    names = [name for name in buffers if name.rpartition(".")[2].startswith("running_")]
+    if not names:
         return
-    statistics = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
+    statistics = [model.get_buffer(name) if state is None else state[name] for name in names]
     flat = torch.cat([buffer.flatten() for buffer in statistics])
     dist.all_reduce(flat)
     flat /= _world_size()
     pieces = flat.split([buffer.numel() for buffer in statistics])
     for buffer, piece in zip(statistics, pieces, strict=True):
         buffer.copy_(piece.view_as(buffer))
+
+
+def _is_apart(module: nn.Module) -> bool:
+    """Whether it is a norm whose statistics each process gathers by itself."""
+    return isinstance(module, BatchNorm) and module.mode == "train"
 
 
 def _batch_norms(module: nn.Module) -> Iterator[BatchNorm]:

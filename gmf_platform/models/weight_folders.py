@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
@@ -50,10 +51,12 @@ def read_folder(path: Path) -> dict[str, Any]:
             return _read_zero(path)
     except UserError:
         raise
-    except Exception as error:  # a damaged shard can fail in any way
-        sentence = str(error).partition("\n")[0]
+    except (Exception, CheckpointException) as error:  # a damaged shard can fail in any way
+        failures = error.failures.values() if isinstance(error, CheckpointException) else ()
+        first = next((failure for failure, _ in failures), error)
+        sentence = str(first).partition("\n")[0]
         raise UserError(
-            f"Weights {path}: a shard is missing or damaged ({type(error).__name__}: {sentence})"
+            f"Weights {path}: a shard is missing or damaged ({type(first).__name__}: {sentence})"
         ) from error
     raise UserError(
         f"Weights {path}: is a folder, but no checkpoint of FSDP (a file .metadata) or DeepSpeed "
@@ -93,4 +96,4 @@ def _read_zero(path: Path) -> dict[str, Any]:
     return run | {"state_dict": dict(tensors)}
 
 
-_OF_THE_RUN = {"gmf_platform", "global_step", "loops", "callbacks", "epoch"}
+_OF_THE_RUN = {"gmf_platform", "global_step", "loops", "callbacks", "epoch", "average"}

@@ -1,9 +1,9 @@
 """Names that other implementations give GroupMixFormer's tensors, to the authors' published ones."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
-__all__ = ["official_name", "unknown_parts"]
+__all__ = ["official_name", "task_statistics", "unknown_parts"]
 
 _WRAPPERS = {"module", "_orig_mod", "_checkpoint_wrapped_module"}
 """Parts that DistributedDataParallel, torch.compile and checkpoint wrappers put into names."""
@@ -44,3 +44,23 @@ def official_name(name: str) -> str:
 def unknown_parts(names: Iterable[str]) -> list[str]:
     """Tensors of an earlier network that the published one has no place for."""
     return [name for name in names if ".local_net." in official_name(name)]
+
+
+def task_statistics(found: Collection[str], own: Iterable[str]) -> dict[str, str]:
+    """Running statistics of tasks that a file lacks, and which of its names they begin as.
+
+    Args:
+        found: names in the file, with or without ``backbone.`` in front.
+        own: names in the model.
+
+    Returns:
+        Name that the file would have -> name that it has.
+    """
+    kinds = "running_mean|running_var|num_batches_tracked"
+    parts = (re.fullmatch(rf"(?:backbone\.)?(.*\.(?:{kinds}))_(\w+)", name) for name in own)
+    return {
+        f"{prefix}{part[1]}_{part[2]}": f"{prefix}{part[1]}"
+        for part in filter(None, parts)
+        for prefix in ("", "backbone.")
+        if f"{prefix}{part[1]}" in found and f"{prefix}{part[1]}_{part[2]}" not in found
+    }

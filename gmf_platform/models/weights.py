@@ -19,13 +19,14 @@ from gmf_platform.errors import UserError
 from gmf_platform.models.backbones.groupmixformer import VARIANTS
 from gmf_platform.models.heads.classification import ClassificationHead
 from gmf_platform.models.weight_folders import read_folder
-from gmf_platform.models.weight_names import official_name, unknown_parts
+from gmf_platform.models.weight_names import official_name, task_statistics, unknown_parts
 
 __all__ = [
     "LoadReport",
     "SkippedTensor",
     "check_resumable",
     "find_variant",
+    "load_part",
     "load_weights",
     "read_facts",
     "read_state_dict",
@@ -103,6 +104,7 @@ def load_weights(model: nn.Module, path: str | Path, *, allow_partial: bool = Fa
     """
     found, averaged = _read(Path(path))
     own: dict[str, Tensor] = model.state_dict()
+    found |= {name: found[shared] for name, shared in task_statistics(found, own).items()}
     _refuse_other_layout(Path(path), found, own, allow_partial)
 
     names = _match_names(found, own, model)
@@ -125,6 +127,32 @@ def load_weights(model: nn.Module, path: str | Path, *, allow_partial: bool = Fa
     model.load_state_dict(
         {target: found[name] for name, target in names.items() if fits[name]}, strict=False
     )
+    return report
+
+
+def load_part(
+    model: nn.Module, part: str, path: str | Path, *, allow_partial: bool = False
+) -> LoadReport:
+    """Load a part of a model of several tasks: the backbone, or the head of a task.
+
+    Args:
+        model: Filled in place.
+        part: ``backbone``, or the name of a task; its head has the names of a single task's.
+        path: See `read_state_dict`.
+        allow_partial: See `load_weights`.
+
+    Raises:
+        UserError: If there is no such part, or nothing in the file is for it; see `load_weights`.
+    """
+    parts = [name for name, child in model.named_children() if list(child.parameters())]
+    if part not in parts:
+        raise UserError(f"init_from.{part}: the model has no such part: {', '.join(parts)}")
+    target = model.get_submodule(part)
+    if part == "backbone":
+        target = nn.ModuleDict({part: target})
+    report = load_weights(target, path, allow_partial=allow_partial)
+    if not report.loaded:
+        raise UserError(f"init_from.{part}: {path} has nothing for it\n{report}")
     return report
 
 

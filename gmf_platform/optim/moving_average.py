@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from gmf_platform.models.norm import average_statistics
+
 __all__ = ["AveragedWeights"]
 
 # decay = 1 - (1 + updates) ** -power while that is the smaller: timm's ModelEmaV3, after
@@ -62,6 +64,16 @@ class AveragedWeights:
             return self.decay
         return min(self.decay, 1 - (1 + self.updates) ** -_WARMUP_POWER)
 
+    def share_statistics(self, module: nn.Module) -> None:
+        """Give all processes the mean of their averages' norm statistics.
+
+        As `average_statistics` does with the weights'. Every process has to call it.
+
+        Args:
+            module: whose weights are averaged.
+        """
+        average_statistics(module, self._averages)
+
     @torch.no_grad()
     def put_into(self, module: nn.Module) -> None:
         """Give a module the averages; `take_out` undoes it."""
@@ -71,7 +83,15 @@ class AveragedWeights:
 
     @torch.no_grad()
     def take_out(self, module: nn.Module) -> None:
-        """Give a module back the weights that `put_into` replaced; without one, do nothing."""
+        """Give a module back the weights that `put_into` replaced; without one, do nothing.
+
+        What its buffers have become meanwhile belongs to the average, as norm statistics that are
+        taken anew for it.
+        """
+        if self._weights:
+            kept = dict(module.named_buffers())
+            buffers = {name: tensor for name, tensor in kept.items() if name in self._averages}
+            _copy(buffers, self._averages)
         _copy(self._weights, _tensors(module))
         self._weights = {}
 

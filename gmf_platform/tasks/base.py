@@ -1,9 +1,9 @@
 """What all tasks share: optimiser, schedule, compile, memory format, exact randomness."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -55,7 +55,8 @@ class BaseTask(LightningModule):
     """Base of all tasks.
 
     A subclass reads top to bottom in this order: ``__init__``, ``build_model``, ``build_losses``,
-    ``build_metrics``, ``training_step``, ``validation_step``, ``test_step``, ``predict_step``.
+    ``build_metrics``, ``losses``, ``begin_scores``, ``update_scores``, ``compute_scores``,
+    ``predict_step``. None of these asks the trainer, so that `MultiTask` can call them too.
 
     Args:
         class_names: in label order; they travel in the checkpoint.
@@ -79,7 +80,7 @@ class BaseTask(LightningModule):
         headline: scores to be named after each validation of a run; none: all of them.
     """
 
-    headline: ClassVar[Sequence[str]] = ()
+    headline: Sequence[str] = ()
     model: nn.Module
 
     def __init__(
@@ -174,17 +175,44 @@ class BaseTask(LightningModule):
         batch: int = self.trainer.datamodule.global_batch_size  # type: ignore[attr-defined]
         return batch / self.lr_for_batch_size
 
+    def on_train_start(self) -> None:
+        """Take the learning rates of the schedule as it is now.
+
+        A run that goes on for longer than it was meant to was saved with those of its first end.
+        """
+        scheduler = self.lr_schedulers()
+        if not isinstance(scheduler, LambdaLR):  # a single step that is made again has none
+            return
+        rates = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        for group, (rate, factor) in zip(scheduler.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * factor(scheduler.last_epoch)
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make what is random on the device a function of (seed, batch, process).
 
-        A resumed run then draws what the run that was stopped would have drawn.
+        A resumed run then draws what the run that was stopped would have drawn. Lightning logs
+        by a count of its own, which may be one short where a finished run goes on.
         """
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
         torch.manual_seed(self.batch_seed())
 
     def batch_seed(self) -> int:
         """What the randomness of the training batch at hand is seeded with."""
         number = self.trainer.fit_loop.total_batch_idx
         return (self.seed * 1_000_003 + number) * 1_009 + self.global_rank
+
+    @property
+    def main_score(self) -> str:
+        """Name of the score that says most."""
+        return self.headline[0]
+
+    @abstractmethod
+    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Losses of a training batch by name; their sum is what is trained on."""
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Sum of a batch's losses."""
+        return self.total_loss(self.losses(batch))
 
     def total_loss(self, losses: dict[str, Tensor]) -> Tensor:
         """Sum the losses, and log each by name under ``train/``.
@@ -202,26 +230,86 @@ class BaseTask(LightningModule):
         self.log_dict(self._over_processes(self._step_losses), batch_size=1)
         return total
 
+    def begin_scores(self, data: Any, split: str) -> None:
+        """Begin to count.
+
+        Args:
+            data: the datamodule.
+            split: the one of it that is about to be scored.
+        """
+
+    @abstractmethod
+    def update_scores(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Predict and count an evaluation batch; returns what `compared` draws."""
+
+    @abstractmethod
+    def compute_scores(self) -> dict[str, float]:
+        """Scores by name over what all processes have counted; the next count begins anew."""
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin to count."""
+        self.begin_scores(getattr(self.trainer, "datamodule", None), "validation")
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Predict and count a batch."""
+        return self.update_scores(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Score the split."""
+        self.log_scores("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Begin to count."""
+        data = getattr(self.trainer, "datamodule", None)
+        self.begin_scores(data, getattr(data, "test_split", "validation"))
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """As in validation."""
+        return self.update_scores(batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Score the split."""
+        self.log_scores("test")
+
+    def log_scores(self, split: str) -> None:
+        """Compute the scores and log them under ``val/`` or ``test/``."""
+        self.log_dict({f"{split}/{name}": x for name, x in self.compute_scores().items()})
+
     @abstractmethod
     def compared(self, batch: dict[str, Any], outputs: Any, index: int) -> Compared:
         """An image of a validation batch beside its truth and what was predicted.
 
         Args:
             batch: of validation.
-            outputs: what ``validation_step`` returned for it; ``len(batch["ids"])`` images.
+            outputs: what ``update_scores`` returned for it; ``len(batch["ids"])`` images.
             index: of the image in the batch.
         """
 
-    def _over_processes(self, losses: dict[str, Any]) -> dict[str, Any]:
-        """The means over processes, by one collective, on the steps that are logged."""
+    def is_logged(self) -> bool:
+        """Whether what is logged with the training batch at hand is written."""
         trainer = self.trainer
         step_ends = (trainer.fit_loop.total_batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        is_logged = step_ends and (trainer.global_step + 1) % every == 0
-        if trainer.world_size == 1 or not is_logged:
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return step_ends and (trainer.global_step + 1) % every == 0
+
+    def _over_processes(self, losses: dict[str, Any]) -> dict[str, Any]:
+        """The means over processes, on the steps that are logged."""
+        return self._means(losses) if self.is_logged() else losses
+
+    def _means(self, losses: dict[str, Any]) -> dict[str, Any]:
+        """The means over processes, by one collective."""
+        if self._trainer is None or self._trainer.world_size == 1 or not losses:
             return losses
-        means = trainer.strategy.reduce(torch.stack(list(losses.values())), reduce_op="mean")
-        return dict(zip(losses, means, strict=True))
+        stacked = torch.stack(list(losses.values()))
+        return dict(
+            zip(losses, self._trainer.strategy.reduce(stacked, reduce_op="mean"), strict=True)
+        )
+
+    def pictured(
+        self, batch: dict[str, Any], outputs: Any
+    ) -> Iterator[tuple[str, "BaseTask", dict[str, Any], Any]]:
+        """What of a validation batch can be drawn: name of the sheet, task, batch and outputs."""
+        yield "", self, batch, outputs
 
     def evaluation_settings(self) -> dict[str, Any]:
         """What a score depends on beside the weights, for its line in metrics.jsonl."""
@@ -247,9 +335,17 @@ class BaseTask(LightningModule):
         """Tables of the last evaluation that are kept beside the scores: file name -> content."""
         return {}
 
+    def facts(self, data: Any) -> dict[str, Any]:
+        """What a model needs beyond its tensors, in plain types.
+
+        Args:
+            data: the datamodule; None where there is none.
+        """
+        return {"class_names": self.class_names}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what a model needs beyond its tensors."""
-        checkpoint["gmf_platform"] = {"class_names": self.class_names}
+        checkpoint["gmf_platform"] = self.facts(getattr(self._trainer, "datamodule", None))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let a run go on with another accumulation, as it must on another number of devices.

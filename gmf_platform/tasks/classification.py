@@ -29,6 +29,7 @@ class ClassificationTask(BaseTask):
         training: see BaseTask.
     """
 
+    headline = ("top1", "top5", "macc", "loss")
     model: Classifier
 
     def __init__(
@@ -61,7 +62,7 @@ class ClassificationTask(BaseTask):
         self.top_k = TopK(len(self.class_names))
         self.scores: ClassificationScores | None = None
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Loss of a batch, changed by ``batch_augment``."""
         images, targets = batch["images"], batch["labels"]
         if self.batch_augment is None:
@@ -70,40 +71,28 @@ class ClassificationTask(BaseTask):
             change = self.batch_augment.draw(images)
             logits = self.model(images, change.of_images)
             targets = change.of_labels(targets, len(self.class_names))
-        return self.total_loss({"loss_class": self.loss(logits, targets)})
+        return {"loss_class": self.loss(logits, targets)}
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+    def update_scores(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Count a batch; returns its ``logits`` (B, K)."""
         logits = self.model(batch["images"])
         self.top_k.update(logits, batch["labels"])
         return {"logits": logits}
 
-    def on_validation_epoch_end(self) -> None:
-        """Score the split."""
-        self.log_scores("val")
+    def compute_scores(self) -> dict[str, float]:
+        """Top-1, accuracy averaged over classes, loss, and of many classes top-5."""
+        self.scores = scores = self.top_k.compute()
+        self.top_k.reset()
+        named = {"top1": scores.top1, "macc": scores.macc, "loss": scores.loss}
+        if scores.top5 is not None:
+            named["top5"] = scores.top5
+        return named
 
     def compared(self, batch: dict[str, Any], outputs: dict[str, Any], index: int) -> Compared:
         """An image of a validation batch beside its class and the three most probable ones."""
         (guesses,) = most_probable(outputs["logits"][index, None], count=3)
         truth = self.class_names[int(batch["labels"][index])]
         return compare_classes(unpadded(batch, index), truth, guesses.named(self.class_names))
-
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """As in validation."""
-        return self.validation_step(batch, batch_idx)
-
-    def on_test_epoch_end(self) -> None:
-        """Score the split."""
-        self.log_scores("test")
-
-    def log_scores(self, split: str) -> None:
-        """Compute the scores over all processes, log them, and begin anew."""
-        self.scores = scores = self.top_k.compute()
-        self.top_k.reset()
-        named = {"top1": scores.top1, "macc": scores.macc, "loss": scores.loss}
-        if scores.top5 is not None:
-            named["top5"] = scores.top5
-        self.log_dict({f"{split}/{name}": value for name, value in named.items()})
 
     def score_table(self) -> str:
         """The worst classes of the last evaluation."""

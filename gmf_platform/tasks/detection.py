@@ -66,47 +66,13 @@ class DetectionTask(BaseTask):
         self.evaluator: CocoEvaluator | None = None
         self.scores: CocoScores | None = None
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Sum of the head's losses."""
-        return self.total_loss(self.model(batch["images"], batch["sizes"], batch["targets"]))
+    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The head's losses."""
+        losses: dict[str, Tensor] = self.model(batch["images"], batch["sizes"], batch["targets"])
+        return losses
 
-    def on_validation_epoch_start(self) -> None:
-        """Begin to count."""
-        self.begin_scores("validation")
-
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """Count a batch; returns its ``detections`` on the original images."""
-        assert self.evaluator is not None
-        detections = self.predict_step(batch, batch_idx)
-        for image_id, found in zip(batch["ids"], detections, strict=True):
-            self.evaluator.update(image_id, found)
-        return {"detections": detections}
-
-    def on_validation_epoch_end(self) -> None:
-        """Score the split."""
-        self.log_scores("val")
-
-    def compared(self, batch: dict[str, Any], outputs: dict[str, Any], index: int) -> Compared:
-        """An image of a validation batch beside its objects and what was found."""
-        truth = move_data_to_device(batch["truth"][index], "cpu")
-        found: ImageDetections = outputs["detections"][index]
-        return compare_detections(unpadded(batch, index), truth, found)
-
-    def on_test_epoch_start(self) -> None:
-        """Begin to count."""
-        self.begin_scores(self.trainer.datamodule.test_split)  # type: ignore[attr-defined]
-
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """As in validation."""
-        return self.validation_step(batch, batch_idx)
-
-    def on_test_epoch_end(self) -> None:
-        """Score the split."""
-        self.log_scores("test")
-
-    def begin_scores(self, split: str) -> None:
+    def begin_scores(self, data: Any, split: str) -> None:
         """Make an evaluator for a split of the data."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
         truth = data.ground_truth(split, masks=self.with_masks)
         self.evaluator = CocoEvaluator(
             truth.annotation_file,
@@ -117,18 +83,35 @@ class DetectionTask(BaseTask):
             backend=self.backend,
         )
 
-    def log_scores(self, split: str) -> None:
-        """Compute COCO's numbers over all processes and log those that are defined.
+    def update_scores(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Count a batch; returns its ``detections`` on the original images."""
+        assert self.evaluator is not None
+        detections = self.predict_step(batch, 0)
+        for image_id, found in zip(batch["ids"], detections, strict=True):
+            self.evaluator.update(image_id, found)
+        return {"detections": detections}
 
-        AP is logged in any case, since a run's best checkpoint is chosen by it.
+    def compute_scores(self) -> dict[str, float]:
+        """COCO's numbers that are defined.
+
+        AP is among them in any case, since a run's best checkpoint is chosen by it.
         """
         assert self.evaluator is not None
         self.scores = scores = self.evaluator.compute()
         self.evaluator.reset()
         always = ("box_ap", "mask_ap")
-        for name, value in scores.values.items():
-            if name in always or not math.isnan(value):
-                self.log(f"{split}/{name}", value)
+        return {n: x for n, x in scores.values.items() if n in always or not math.isnan(x)}
+
+    def compared(self, batch: dict[str, Any], outputs: dict[str, Any], index: int) -> Compared:
+        """An image of a validation batch beside its objects and what was found."""
+        truth = move_data_to_device(batch["truth"][index], "cpu")
+        found: ImageDetections = outputs["detections"][index]
+        return compare_detections(unpadded(batch, index), truth, found)
+
+    @property
+    def main_score(self) -> str:
+        """AP of the masks, or of the boxes of a head without."""
+        return "mask_ap" if self.with_masks else "box_ap"
 
     @property
     def with_masks(self) -> bool:
@@ -147,10 +130,9 @@ class DetectionTask(BaseTask):
         """What is found on each image, in its original pixels."""
         return self.inference.detections(self.model, batch)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the data's number of each class too: COCO's results name classes by it."""
-        super().on_save_checkpoint(checkpoint)
-        data = getattr(self.trainer, "datamodule", None)
+    def facts(self, data: Any) -> dict[str, Any]:
+        """The data's number of each class too: COCO's results name classes by it."""
+        facts = super().facts(data)
         if data is not None:
-            ids = data.ground_truth("validation").category_ids
-            checkpoint["gmf_platform"]["category_ids"] = ids
+            facts["category_ids"] = data.ground_truth("validation").category_ids
+        return facts

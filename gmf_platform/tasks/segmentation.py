@@ -28,6 +28,7 @@ class SegmentationTask(BaseTask):
         training: see BaseTask.
     """
 
+    headline = ("miou", "macc", "aacc")
     model: Segmenter
 
     def __init__(
@@ -69,46 +70,33 @@ class SegmentationTask(BaseTask):
         self.mean_iou = MeanIoU(len(self.class_names))
         self.scores: SegmentationScores | None = None
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Loss of a batch: decode head plus weighted auxiliary head."""
+    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Losses of a batch: decode head, and weighted auxiliary head."""
         output = self.model(batch["images"], batch["sizes"])
         losses = {"loss_decode": self.loss(output.logits, batch["masks"])}
         if output.auxiliary is not None:
             auxiliary = self.loss(output.auxiliary, batch["masks"])
             losses["loss_auxiliary"] = self.auxiliary_weight * auxiliary
-        return self.total_loss(losses)
+        return losses
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+    def update_scores(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Count a batch at original size; returns its predicted ``labels``."""
-        labels = self.predict_step(batch, batch_idx)
+        labels = self.predict_step(batch, 0)
         for predicted, truth in zip(labels, batch["masks"], strict=True):
             self.mean_iou.update(predicted, truth)
         return {"labels": labels}
 
-    def on_validation_epoch_end(self) -> None:
-        """Score the split."""
-        self.log_scores("val")
+    def compute_scores(self) -> dict[str, float]:
+        """Mean IoU, mean accuracy of the classes, accuracy of the pixels."""
+        self.scores = scores = self.mean_iou.compute()
+        self.mean_iou.reset()
+        return {"miou": scores.miou, "macc": scores.macc, "aacc": scores.aacc}
 
     def compared(self, batch: dict[str, Any], outputs: dict[str, Any], index: int) -> Compared:
         """An image of a validation batch beside its true and predicted labels."""
         truth, guess = (x[index].cpu().numpy() for x in (batch["masks"], outputs["labels"]))
         colours = palette(len(self.class_names))
         return compare_labels(unpadded(batch, index), truth, guess, colours)
-
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """As in validation."""
-        return self.validation_step(batch, batch_idx)
-
-    def on_test_epoch_end(self) -> None:
-        """Score the split."""
-        self.log_scores("test")
-
-    def log_scores(self, split: str) -> None:
-        """Compute the scores over all processes, log them, and begin anew."""
-        self.scores = scores = self.mean_iou.compute()
-        self.mean_iou.reset()
-        named = {"miou": scores.miou, "macc": scores.macc, "aacc": scores.aacc}
-        self.log_dict({f"{split}/{name}": value for name, value in named.items()})
 
     def evaluation_settings(self) -> dict[str, Any]:
         """How the network is applied to an image."""

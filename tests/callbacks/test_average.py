@@ -1,5 +1,7 @@
 """When a run averages, and which weights each of its parts sees."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -8,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from gmf_platform.callbacks import MovingAverage
 from gmf_platform.errors import UserError
+from gmf_platform.models.norm import BatchNorm
 
 DECAY = 0.5
 
@@ -103,6 +106,35 @@ def test_average_begins_where_a_checkpoint_has_none(tmp_path):
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     module, _ = fit(MovingAverage(DECAY), tmp_path, ckpt_path=tmp_path / "a.ckpt", epochs=2)
     torch.testing.assert_close(module.validated[-1], averages(module.trained[1:])[-1])
+
+
+def test_processes_score_and_save_the_same(run_processes):
+    """A norm of each process's own images: its average is all processes' mean."""
+
+    def main(rank):
+        norm, average, trainer = BatchNorm(2, mode="train"), MovingAverage(DECAY), SimpleNamespace()
+        generator, saved = torch.Generator().manual_seed(rank), {}
+        for trainer.global_step in range(1, 4):
+            norm(torch.randn(8, 2, generator=generator))
+            average.on_train_batch_end(trainer, norm)
+            if trainer.global_step == 2:
+                average.on_validation_start(trainer, norm)
+                scored = norm.running_mean.clone()
+                average.on_validation_end(trainer, norm)
+        average.on_save_checkpoint(trainer, norm, saved)
+        return scored, saved["average"]["state_dict"]["running_mean"], norm.running_mean
+
+    (scored, saved, own), (others_scored, others_saved, others) = run_processes(main, 2)
+    assert torch.equal(scored, others_scored)
+    assert torch.equal(saved, others_saved)
+    assert not torch.allclose(own, others, rtol=1e-2)
+
+
+def test_shards_that_show_nothing_are_refused():
+    trainer = SimpleNamespace(strategy=SimpleNamespace(zero_stage_3=True))
+    MovingAverage().setup(trainer, None, "fit")
+    with pytest.raises(UserError, match=r"average.decay: ZeRO-3 .* strategy/fsdp"):
+        MovingAverage(DECAY).setup(trainer, None, "fit")
 
 
 @pytest.mark.parametrize("decay", [0.0, 1.0, -0.1, 99.99])

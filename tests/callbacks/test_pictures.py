@@ -18,6 +18,17 @@ class Task:
         image = unpadded(batch, index)
         return Compared(np.concatenate([image.repeat(2, 0).repeat(2, 1)] * 3, 1), {outputs})
 
+    def pictured(self, batch, outputs):
+        yield "", self, batch, outputs
+
+
+class Joint:
+    """Two tasks that have seen the same images, and found different labels."""
+
+    def pictured(self, batch, outputs):
+        yield "one", TASK, batch, 0
+        yield "other", TASK, batch, 1
+
 
 TASK = Task()
 
@@ -46,11 +57,12 @@ def batch(*greys):
     }
 
 
-def validate(callback, trainer, *batches):
-    callback.on_validation_start(trainer, TASK)
+def validate(callback, trainer, *batches, task=None):
+    task = task or TASK
+    callback.on_validation_start(trainer, task)
     for number, part in enumerate(batches):
-        callback.on_validation_batch_end(trainer, TASK, 1, part, number)
-    callback.on_validation_end(trainer, TASK)
+        callback.on_validation_batch_end(trainer, task, 1, part, number)
+    callback.on_validation_end(trainer, task)
 
 
 def sheet(folder):
@@ -90,3 +102,15 @@ def test_other_processes_and_the_first_check_draw_nothing(trainer, tmp_path, set
 def test_none_wanted(trainer, tmp_path):
     validate(Pictures(count=0), trainer, batch(50))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sheet_for_each_of_several_tasks(trainer, tmp_path):
+    validate(Pictures(count=1), trainer, batch(50), batch(90), task=Joint())
+    folder = tmp_path / "pictures"
+    assert {path.name for path in folder.iterdir()} == {
+        "validation_one.png",
+        "validation_other.png",
+    }
+    drawn = [np.asarray(Image.open(path)).astype(int) for path in sorted(folder.iterdir())]
+    assert [[has_grey(x, grey) for grey in (50, 90)] for x in drawn] == [[True, False]] * 2
+    assert not np.array_equal(*drawn)  # the legends name what each has found

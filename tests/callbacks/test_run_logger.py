@@ -57,3 +57,9 @@ def test_resume_behind_the_end_drops_nothing(log, tmp_path):
     log(range(3), value=0)
     log(range(3, 5), value=0, resume=3)
     assert curve(tmp_path) == [(step, step) for step in range(5)]
+
+
+def test_a_step_is_logged_once(log, tmp_path):
+    """Before it is saved by us, and by Lightning after it."""
+    log([0, 1, 1, 2], value=0)
+    assert curve(tmp_path) == [(step, step) for step in range(3)]

@@ -53,6 +53,58 @@ def base(overlay):
     return ("--config", "seg_ade20k", "--config", overlay)
 
 
+@pytest.fixture(scope="session")
+def small_multitask(sample_imagenet, sample_coco, sample_ade20k, tmp_path_factory):
+    """A network of 0.2 M parameters on the drawn sets, in which nothing is random but the data."""
+    content = {
+        "init_from": "none",
+        "model": {
+            "backbone": {
+                "embedding_dims": [20, 40, 60, 80],
+                "depths": [1, 1, 1, 1],
+                "mlp_ratios": [2, 2, 2, 2],
+                "drop_path": 0.0,
+            },
+            "tasks": {
+                "det": {"head": {"channels": 16, "num_convs": 1}},
+                "seg": {
+                    "decode_head": {"channels": 16, "dropout": 0.0},
+                    "auxiliary_head": {"channels": 16, "dropout": 0.0},
+                },
+            },
+            "statistics_batches": 4,
+            "optimizer": {"lr": 1e-3},
+            "schedule": {"warmup_steps": 2},
+        },
+        "data": {
+            "num_workers": 0,
+            "joint_size": [96, 64],
+            "tasks": {
+                "cls": {"root": str(sample_imagenet), "global_batch_size": 4, "image_size": 64},
+                "det": {"root": str(sample_coco), "global_batch_size": 4, "scale": [96, 64]},
+                "seg": {
+                    "root": str(sample_ade20k),
+                    "global_batch_size": 4,
+                    "crop_size": 64,
+                    "scale": [256, 64],
+                },
+            },
+        },
+        "trainer": {
+            "accelerator": "cpu",
+            "max_steps": 6,
+            "val_check_interval": 3,
+            "log_every_n_steps": 1,
+            "num_sanity_val_steps": 0,
+        },
+        "checkpoint": {"every_n_steps": 2},
+        "pictures": {"count": 1},
+    }
+    path = tmp_path_factory.mktemp("multitask") / "small.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return ("--config", "multitask", "--config", "demo/multitask", "--config", path)
+
+
 @dataclass(frozen=True)
 class Trained:
     """A finished run."""

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from gmf_platform.cli import device
+from gmf_platform.cluster import surroundings
 from gmf_platform.errors import UserError
 
 DRIVER = (
@@ -18,7 +19,7 @@ OPEN_DRIVER = (
 def unusable(monkeypatch, tmp_path):
     """A machine with a driver that this torch cannot use."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(device, "_DRIVER", tmp_path / "version")
+    monkeypatch.setattr(surroundings, "_DRIVER", tmp_path / "version")
     monkeypatch.setattr(device, "_DEVICES", tmp_path)
     (tmp_path / "nvidia0").touch()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import re
 import resource
 import subprocess
@@ -20,6 +22,17 @@ OPTIONS = {
         "--name",
         "--runs",
     ],
+    "preflight": [
+        "--allow-partial",
+        "--ckpt_path",
+        "--config",
+        "--dry-run",
+        "--fresh",
+        "--help",
+        "--name",
+        "--runs",
+        "--wait",
+    ],
     "validate": ["--allow-partial", "--allow-random", "--ckpt_path", "--config", "--help", "--run"],
     "test": ["--allow-partial", "--allow-random", "--ckpt_path", "--config", "--help", "--run"],
     "predict": [
@@ -34,6 +47,7 @@ OPTIONS = {
         "--run",
     ],
     "replay": ["--config", "--help"],
+    "benchmark": ["--help"],
     "info": ["--config", "--help", "--run", "--size"],
     "check-data": ["--config", "--help", "--overwrite", "--sheet", "--workers"],
     "new": ["--help"],
@@ -129,6 +143,33 @@ def test_interrupt_is_a_failure(gmf, monkeypatch):
     monkeypatch.setattr(front, "_run", interrupted)
     result = gmf("fit")
     assert (result.code, result.err) == (1, "interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "runs/a/f cannot be written: No space left on device; make room there."),
+        (errno.EDQUOT, "make room there, or have your quota raised."),
+        (errno.EROFS, "Read-only file system; have it mounted for writing, or give another"),
+    ],
+)
+def test_a_disk_that_takes_nothing(gmf, monkeypatch, number, said):
+    def full(verb, arguments):
+        raise OSError(number, os.strerror(number), "runs/a/f")
+
+    monkeypatch.setattr(front, "_run", full)
+    result = gmf("fit")
+    assert result.code == 2
+    assert said in result.err
+
+
+def test_other_errors_of_the_system_keep_their_traceback(gmf, monkeypatch):
+    def broken(verb, arguments):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(front, "_run", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        gmf("fit")
 
 
 def test_a_defect_keeps_its_traceback(gmf, monkeypatch):

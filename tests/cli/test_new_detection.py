@@ -135,7 +135,22 @@ def test_masks_are_learned_only_if_they_can_be_scored(write, new):
     write(name="val.json", folder="val", change=one_without_a_mask)
     config, notes = new("--val-images", "val", "--val-annotations", "val.json")
     assert config["data"]["init_args"]["with_masks"] is False
-    assert "val.json: 1 of 32 objects have no mask: the config is RetinaNet" in notes
+    assert "val.json: of 32 objects 1 has no mask: the config is RetinaNet" in notes
+
+
+def test_other_classes_for_validation_name_the_training_file(gmf, write):
+    write()
+    write(name="val.json", change=lambda content: content["categories"].pop())
+    words = ("--images", "images", "--annotations", "instances.json")
+    result = gmf("new", "det", *words, "--val-images", "images", "--val-annotations", "val.json")
+    assert result.code == 2
+    assert "instances.json: 'dog: small' is no category of val.json" in result.err
+
+
+def test_thin_boxes_are_noted(write, new):
+    write(change=lambda content: content["annotations"][0].update(bbox=[5, 5, 9, -2]))
+    _, notes = new()
+    assert "instances.json: 1 box is left out" in notes
 
 
 def test_validation_needs_both_names(gmf, write):
@@ -165,7 +180,7 @@ def of_another_folder(content):
     [
         (without_images, "instances.json: is not a COCO annotation file"),
         (without_objects, "instances.json: has no object to learn from"),
-        (of_another_folder, "images: holds none of the 16 images that instances.json lists"),
+        (of_another_folder, "images: holds none of the images that instances.json lists"),
     ],
 )
 def test_what_cannot_be_learned_from_is_refused(gmf, write, change, said):
@@ -190,7 +205,7 @@ def test_wrong_entries_and_empty_categories_are_noted(write, new):
 
     write(change=change)
     _, notes = new()
-    assert "1 entries of instances.json are wrong" in notes
+    assert "instances.json: 1 entry is wrong, which fit would refuse" in notes
     assert "categories without an object, which cannot be learned: bird" in notes
 
 
@@ -198,7 +213,7 @@ def test_absent_images_are_noted(write, new, tmp_path):
     write()
     (tmp_path / "images" / "3.jpg").unlink()
     _, notes = new()
-    assert "1 images of instances.json are not in images, and fit would refuse that" in notes
+    assert "instances.json: 1 image is not in images, which fit would refuse" in notes
     assert "the first is 3.jpg" in notes
 
 
@@ -228,7 +243,7 @@ def test_small_sets_have_small_batches(write, tmp_path):
 
 
 def test_two_images_are_too_few(write, tmp_path):
-    with pytest.raises(UserError, match="2 images with objects are too few"):
+    with pytest.raises(UserError, match="2 images with objects: too few"):
         sized(write, tmp_path, count=2)
 
 

@@ -81,4 +81,4 @@ def test_exact_scores_and_fewer_images_than_processes(start, trained, sample_ade
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 0, out
     assert (tmp_path / "out" / f"{image.stem}.png").is_file()
-    assert out.count("1 images:") == 1
+    assert out.count("1 image:") == 1

@@ -190,6 +190,20 @@ def test_terminated_before_the_last_validation(run, outcome, whole):
     same(outcome("late"), whole)
 
 
+def test_a_finished_run_goes_on_longer(run, whole, folder, scalars):
+    """Each step is logged once, with the rate of the longer schedule."""
+    assert run("longer", "--trainer.max_steps", "6").code == 0
+    resumed = run("longer")
+    assert resumed.code == 0, resumed.err
+    assert "going on at step 6 of 12" in resumed.out
+    curves = scalars(folder / "runs" / "longer")
+    assert [step for step, _ in curves["train/loss"]] == list(range(STEPS))
+    assert [step for step, _ in curves["val/miou"]] == [4, 5, 9, 11]
+    rates = {tag: curve[6:] for tag, curve in curves.items() if tag.startswith("lr/")}
+    assert rates
+    assert rates == {tag: whole.curves[tag][6:] for tag in rates}
+
+
 def test_terminated_before_training(run, outcome, whole):
     """In the check of the validation, where Lightning's own handler has just been put in front."""
     words = ("--trainer.num_sanity_val_steps", "2")

@@ -113,6 +113,17 @@ def test_norm_statistics_are_those_of_the_joined_batch(name, finished):
         torch.testing.assert_close(got[key], value, rtol=2e-4, atol=1e-5, msg=key)
 
 
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_weights_are_converted(name, finished, gmf, tmp_path):
+    checkpoint = finished(name) / "checkpoints" / "last.ckpt"
+    result = gmf("convert", checkpoint, "out.safetensors")
+    assert result.code == 0, result.err
+    got, expected = read_state_dict(tmp_path / "out.safetensors"), read_state_dict(checkpoint)
+    shapes = {key: value.shape for key, value in last_weights(finished("one")).items()}
+    assert {key: value.shape for key, value in got.items()} == shapes
+    assert all(torch.equal(got[key], expected[key]) for key in expected)
+
+
 STOPPER = """
 import os, signal
 from lightning.pytorch import Callback
@@ -187,6 +198,28 @@ def test_sharded_models_are_scored_with_unequal_shares(
     assert scores[0] == pytest.approx(scores[1], abs=1e-6)
 
 
+@pytest.fixture(scope="module")
+def in_two_parts(call_processes, words, prepared, scalars, tmp_path_factory):
+    """The losses of a run of 6 steps by some processes, gone on with by others; made once."""
+    made = {}
+
+    def find(name, *numbers):
+        if (name, *numbers) not in made:
+            folder = tmp_path_factory.mktemp("parts")
+            batch = ("--data.global_batch_size", "6")
+            line = ("fit", *words, *strategy_words(name)[:-2], *batch, "--name", "a")
+            for world_size, steps in zip(numbers, (6, STEPS), strict=True):
+                devices = ("--trainer.devices", world_size, "--trainer.max_steps", steps)
+                results = call_processes(world_size, *line, *devices, cwd=folder)
+                errors = "".join(result.err for result in results)
+                assert [result.code for result in results] == [0] * world_size, errors
+            assert f"going on at step 6 of {STEPS}" in results[0].out
+            made[name, *numbers] = dict(scalars(folder / "runs" / "a")["train/loss"])
+        return made[name, *numbers]
+
+    return find
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "before", "after"),
@@ -196,19 +229,13 @@ def test_sharded_models_are_scored_with_unequal_shares(
         ("fsdp", 1, 2),
         ("fsdp_sharded", 3, 2),
         ("fsdp_sharded", 2, 1),
+        ("zero1", 2, 1),
         ("zero2", 2, 1),
         ("zero3", 1, 2),
     ],
 )
-def test_another_number_of_processes(
-    name, before, after, words, call_processes, prepared, scalars, tmp_path
-):
-    """A run of 6 steps by some processes, gone on with by others, is the run of one process."""
-    batch = ("--data.global_batch_size", "6")
-    line = ("fit", *words, *strategy_words(name)[:-2], *batch, "--name", "a")
-    for world_size, steps in ((before, 6), (after, STEPS)):
-        devices = ("--trainer.devices", world_size, "--trainer.max_steps", steps)
-        results = call_processes(world_size, *line, *devices, cwd=tmp_path)
-        assert [r.code for r in results] == [0] * world_size, "".join(r.err for r in results)
-    assert "going on at step 6 of 10" in results[0].out
-    assert len(scalars(tmp_path / "runs" / "a")["train/loss"]) == STEPS
+def test_another_number_of_processes(name, before, after, in_two_parts):
+    """The run is that of one process, stopped and gone on with at the same step."""
+    losses, expected = in_two_parts(name, before, after), in_two_parts("one", 1, 1)
+    assert len(losses) == STEPS
+    assert losses == pytest.approx(expected, abs=1e-4)

@@ -67,3 +67,17 @@ def test_import_is_quick():
     """A cluster's signal may come while torch is being imported."""
     code = "import sys, gmf_platform.cluster.signals; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_signal_while_python_ends_does_not_change_the_exit_code():
+    code = (
+        "import atexit, os, signal, sys\n"
+        "atexit.register(os.kill, os.getpid(), signal.SIGTERM)\n"  # runs last
+        "from gmf_platform.cluster import signals\n"
+        "signals.install_handlers()\n"
+        "class Late:\n"
+        "    def __del__(self): os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "sys.late = Late()\n"
+        "sys.exit(75)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 75

@@ -139,6 +139,9 @@ class Many:
     def problems(self):
         return [DataError("the list", flaw=Flaw.NO_PARTNER)]
 
+    def notes(self):
+        return ["some are left out"]
+
     def inspect(self, index):
         problems = [DataError(f"sample {index}"), DataError("label", flaw=Flaw.LABEL)]
         return Finding(problems, size=(10 * index, 7), counts={0: index, 3: 0})
@@ -152,6 +155,7 @@ def test_twenty_of_a_kind_are_shown_and_all_counted():
     report = inspect_all(Many(30), workers=0, progress=lambda *done: seen.append(done))
     text = "\n".join(report.lines())
     assert text.startswith("30 images, width 7 / 7 / 7, height 0 / 145 / 290 pixels")
+    assert text.splitlines()[1] == "some are left out"
     assert "unreadable: 30\n" in text
     assert "  sample 19\n  ... and 10 more" in text
     assert "sample 20" not in text

@@ -12,7 +12,7 @@ from pycocotools.coco import COCO as Reference
 
 from datamodules import COCO
 from datamodules.checking import inspect_all
-from datamodules.images import DataError
+from datamodules.images import DataError, Flaw
 from datamodules.sample_data import write_sample
 from gmf_platform.distributed.order import SampleKey
 from gmf_platform.errors import UserError
@@ -167,9 +167,11 @@ def test_the_first_step_has_the_largest_shape(two_shapes, tmp_path, grouped):
             b["images"].shape[2:] for b in data.train_loader(steps=2, rank=rank, world_size=2)
         ]
         assert [set(shape) == set(first[2:]) for shape in shapes] == [True, False]
-    single = ready(tmp_path, per_device_batch_size=1, **settings)
-    shapes = [b["images"].shape[2:] for b in single.train_loader(steps=2)]
-    assert [set(shape) == {256, 96} for shape in shapes] == [True] * 4 + [False] * 4
+    for single, devices in (({"per_device_batch_size": 1}, 1), ({}, 4)):
+        loader = ready(tmp_path, **single, **settings).train_loader(steps=2, world_size=devices)
+        is_largest = [set(b["images"].shape[2:]) == {256, 96} for b in loader]
+        first = 4 // devices
+        assert is_largest == [True] * first + [False] * first
 
 
 def test_crops_may_turn_an_image(two_shapes, tmp_path):
@@ -289,7 +291,11 @@ def test_masks_cannot_be_scored_against_objects_without_any(make_coco, tmp_path)
         DataError, match=r"annotation 3, image 1 of .*val2017.json, has no mask"
     ) as e:
         data.ground_truth("validation", masks=True)
-    assert "and 1 more problems" in str(e.value)
+    assert "and 1 more problem:" in str(e.value)
+    report = inspect_all(data.inspectable("validation"), workers=0)
+    assert "annotation 3" in report.problems[Flaw.ANNOTATION][0]
+    assert report.num_problems == 2
+    assert inspect_all(data.inspectable("training"), workers=0).num_problems == 0
     boxes = ready(tmp_path, global_batch_size=1)
     assert len(boxes.ground_truth("validation", masks=True).image_ids) == 2
 
@@ -505,8 +511,23 @@ def test_what_is_left_out_is_logged_once(make_coco, tmp_path, caplog):
         data.setup("test")
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == len(set(said)) == 4
-    assert sum("1 boxes are left out" in line for line in said) == 2
-    assert sum("1 objects without a mask are no targets" in line for line in said) == 2
+    assert sum("1 box is left out" in line for line in said) == 2
+    assert sum("1 object has no mask, and so no part in training" in line for line in said) == 2
+    for split in ("training", "validation"):
+        notes = inspect_all(data.inspectable(split), workers=0).notes
+        assert notes == [line for line in said if f"instances_{split[:3]}" in line]
+
+
+def test_what_is_left_out_of_a_file_for_both_splits_is_told_once(undivided):
+    path = undivided().root / "annotations/instances_train2017.json"
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"][:2]:
+        annotation["bbox"] = [5, 5, -3, 9]
+    path.write_text(json.dumps(content))
+    data = undivided()
+    (note,) = data.inspectable("training").notes()
+    assert note.startswith(f"{path}: 2 boxes are left out")
+    assert data.inspectable("validation").notes() == []
 
 
 def test_spawned_workers_get_a_small_data_set(sample_coco):

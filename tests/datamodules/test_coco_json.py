@@ -130,13 +130,15 @@ def test_real_masks_and_boxes_equal_pycocotools(real_data, split):
         ({"bbox": [1, 2, 3]}, "its bbox is [1, 2, 3], not [x, y, width, height]"),
         ({"bbox": [1, 2, "3", 4]}, "its bbox is [1, 2, '3', 4], not [x, y, width, height]"),
         ({}, "its bbox is None, not [x, y, width, height]"),
+        ({"bbox": list(range(999))}, "its bbox is [0, 1, 2, 3, 4, 5, ...], not [x, y, width"),
+        (BOX | {"image_id": "5" * 99}, "its image_id '555555555555...5555555555555' is not in"),
         (BOX | {"category_id": [3]}, "its category_id [3] is not in the list of categories"),
         ({"bbox": [10**400, 2, 3, 4]}, "0, 2, 3, 4], not [x, y, width, height]"),
         (BOX | {"segmentation": [1, 2, 3, 4, 5, 6]}, "is not a list of polygons"),
         (BOX | {"segmentation": [[10**400, 2, 3, 4, 5, 6]]}, "is not a list of polygons"),
         (
             BOX | {"segmentation": {"size": [80, 100], "counts": [2**33]}},
-            "its run lengths make 8589934592 pixels, its image has 8000",
+            "do not sum up to the 8000 pixels of its image, but to 8589934592",
         ),
         (BOX | {"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "odd number of coordinates"),
         (BOX | {"segmentation": [[1, 2, 3, 4, 5, float("nan")]]}, "or one that is NaN"),
@@ -147,11 +149,11 @@ def test_real_masks_and_boxes_equal_pycocotools(real_data, split):
         ),
         (
             BOX | {"segmentation": {"size": [80, 100], "counts": [5, 6]}},
-            "its run lengths make 11 pixels, its image has 8000",
+            "do not sum up to the 8000 pixels of its image, but to 11",
         ),
         (
             BOX | {"segmentation": {"size": [80, 100], "counts": "01"}},
-            "its run lengths make 1 pixels, its image has 8000",
+            "do not sum up to the 8000 pixels of its image, but to 1",
         ),
         (BOX | {"segmentation": {"size": [80, 100], "counts": "~~"}}, "run lengths are damaged"),
         (
@@ -185,10 +187,41 @@ def test_entries_that_are_doubled_or_incomplete(make_coco):
         "image at place 4 of the list: an image must have id, file_name, width and height",
         "image 9: has no file_name, or the size 0 x 3",
         "annotation 1: this id stands twice among the annotations",
-        "annotation at place 2 of the list: has no id, which must be a whole number",
+        "annotation at place 2 of the list: its id is None, not a whole number",
     ]
     assert len(read) == 2
     assert len(read.boxes) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"width": 640.0}, "image 8: its width is 640.0, not a whole number"),
+        ({"height": "480"}, "image 8: its height is '480', not a whole number"),
+        ({"height": 2**31}, "image 8: its height 2147483648 is too large for 32 bits"),
+        ({"id": 2**63}, "image 9223372036854775808: its id 9223372036854775808 is too large"),
+        ({"id": "8" * 99}, "image '888888888888...8888888888888': its id is '888888888888..."),
+        ({"id": True}, "image True: its id is True, not a whole number"),
+    ],
+)
+def test_numbers_of_images_that_are_none(make_coco, change, said):
+    def add(content):
+        content["images"].append({"id": 8, "file_name": "x", "width": 9, "height": 9} | change)
+
+    path = spoilt(make_coco({5: (100, 80)}, [BOX]), add)
+    read = read_coco(path)
+    (problem,) = read.problems
+    assert str(problem).startswith(f"{path}: {said}")
+    assert len(read) == 1
+
+
+def test_the_largest_ids_are_kept_and_larger_ones_told(make_coco):
+    path = make_coco({5: (100, 80)}, [BOX | {"id": 2**63 - 1}, BOX | {"id": 2**63}])
+    read = read_coco(path)
+    assert read.annotation_ids.tolist() == [2**63 - 1]
+    assert [str(p) for p in read.problems] == [
+        f"{path}: annotation {2**63}: its id {2**63} is too large for 64 bits"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -202,7 +235,7 @@ def test_entries_that_are_doubled_or_incomplete(make_coco):
             {"images": [], "annotations": []},
             "holds 'images', 'annotations', but no list categories",
         ),
-        ([1, 2], "it is a list of 2 entries"),
+        ([1], "it is a list of 1 entry"),
         ("x", "it is a single str"),
     ],
 )
@@ -231,6 +264,7 @@ def test_categories_that_are_none(make_coco):
     for categories, said in (
         ([], "the list of categories is empty"),
         ([{"id": 1}], "must have an id and a name"),
+        ([{"id": "1", "name": "a"}], "category '1' 'a': its id is '1', not a whole number"),
         ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "category 1 'b': id or name stands"),
         ([{"id": 1, "name": "a"}, {"id": 2, "name": "a"}], "category 2 'a': id or name stands"),
     ):

@@ -1,6 +1,8 @@
 """Loaders: exact resuming, and a worker's errors as the user should see them."""
 
 import multiprocessing
+import signal
+import subprocess
 from itertools import islice
 
 import pytest
@@ -189,3 +191,30 @@ def test_an_error_ends_the_workers(error):
     with pytest.raises(type(error)):
         list(train_loader(Numbers(5, error), workers=2))
     assert not set(multiprocessing.active_children()) - before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_workers_outlive_a_signal_to_the_whole_job(make_loader, whole_run, number):
+    """The training process hears it too, and needs its batches up to the end of the step."""
+    before = signal.signal(
+        number, lambda *_: None
+    )  # as in a run, which its workers are forked from
+    try:
+        loader = make_loader(workers=2)
+        batches = iter(loader)
+        seen = [next(batches)]  # of one worker; the other may be starting still
+        workers = [str(worker.pid) for worker in multiprocessing.active_children()]
+        subprocess.run(["kill", f"-{number:d}", *workers], check=True)  # not their parent's doing
+        assert same([*seen, *batches], whole_run) == STEPS
+    finally:
+        signal.signal(number, before)
+
+
+def test_workers_end_when_their_parent_ends_them(make_loader):
+    loader = make_loader(workers=2)
+    next(iter(loader))
+    workers = multiprocessing.active_children()
+    for worker in workers:
+        worker.terminate()
+        worker.join(timeout=20)
+    assert [worker.exitcode for worker in workers] == [0, 0]

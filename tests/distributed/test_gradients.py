@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from gmf_platform.distributed.gradients import are_finite
+from gmf_platform.distributed import gradients
+from gmf_platform.distributed.gradients import are_finite, average_over_processes
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -27,3 +28,26 @@ def test_large_is_finite():
 def test_nothing_is_finite():
     assert are_finite([])
     assert are_finite([torch.zeros(0), torch.ones(2)])
+
+
+def test_the_average_over_processes(run_processes, monkeypatch):
+    """In several buckets, of several dtypes and memory formats, in place."""
+    monkeypatch.setattr(gradients, "_BUCKET", 100)
+
+    def work(rank):
+        tensors = [
+            torch.full((3, 5), rank + 1.0),
+            torch.arange(24.0).view(1, 2, 3, 4).to(memory_format=torch.channels_last) * rank,
+            torch.full((7,), 2.0 * rank, dtype=torch.float64),
+            torch.full((200,), float(rank)),
+        ]
+        places = [tensor.data_ptr() for tensor in tensors]
+        average_over_processes(tensors)
+        assert places == [tensor.data_ptr() for tensor in tensors]
+        return tensors
+
+    for got in run_processes(work, 3):
+        assert torch.equal(got[0], torch.full((3, 5), 2.0))
+        assert torch.equal(got[1], torch.arange(24.0).view(1, 2, 3, 4))
+        assert torch.equal(got[2], torch.full((7,), 2.0, dtype=torch.float64))
+        assert torch.equal(got[3], torch.ones(200))

@@ -8,7 +8,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from gmf_platform.models.norm import BatchNorm
+from gmf_platform.models.norm import BatchNorm, average_statistics, set_norm_mode
 from gmf_platform.optim import AveragedWeights
 
 DECAY = 0.7
@@ -133,6 +133,37 @@ def test_two_processes_average_as_one(run_processes):
     for name, tensor in expected.items():
         assert torch.equal(first[name], second[name])
         torch.testing.assert_close(first[name], tensor)
+
+
+def test_processes_share_what_norms_of_their_own_images_saw(run_processes):
+    """Norms in mode ``train``: all other tensors agree by themselves."""
+
+    def main(rank):
+        net = make_net()
+        set_norm_mode(net, "train")
+        average = AveragedWeights(DECAY)
+        train(
+            DistributedDataParallel(net, broadcast_buffers=False),
+            3,
+            after_step=lambda _: average.update(net),
+            rank=rank,
+            world_size=2,
+        )
+        before = {name: t.clone() for name, t in average.state_dict()["state_dict"].items()}
+        average.share_statistics(net)
+        weights = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+        average_statistics(net)
+        return before, average.state_dict()["state_dict"], weights, net.state_dict()
+
+    (first, shared, weights, together), (second, too, other_weights, _) = run_processes(main, 2)
+    for name in shared:
+        assert torch.equal(shared[name], too[name])
+        own = not torch.equal(first[name], second[name])
+        assert own == (name in {"1.running_mean", "1.running_var"})
+        if shared[name].is_floating_point():
+            torch.testing.assert_close(shared[name], (first[name] + second[name]) / 2)
+            mean = (weights[name] + other_weights[name]) / 2
+            torch.testing.assert_close(together[name], mean)
 
 
 def test_shards_average_as_the_whole(run_processes):

@@ -52,6 +52,15 @@ class PredictionWriter(BasePredictionWriter):
             prediction: what the task's ``predict_step`` says of it.
         """
 
+    def parts(self) -> "Sequence[PredictionWriter]":
+        """Those that write files of images: this one."""
+        return [self]
+
+    def images(self, prediction: Any) -> Sequence[Any]:
+        """What is predicted of each image of a batch."""
+        images: Sequence[Any] = prediction
+        return images
+
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the folder."""
         self.output.mkdir(parents=True, exist_ok=True)
@@ -67,7 +76,7 @@ class PredictionWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Write a batch."""
-        for source, predicted in zip(batch["ids"], prediction, strict=True):
+        for source, predicted in zip(batch["ids"], self.images(prediction), strict=True):
             target = self.output / self.names[source]
             target.parent.mkdir(parents=True, exist_ok=True)
             self.write(Path(source), target, predicted)

@@ -25,6 +25,10 @@ class DetectionWriter(PredictionWriter):
     the number that its file's name is, as in COCO's own sets; if one name is no number or two are
     the same, images are numbered from 1 in their order. ``NAME_overlay.jpg`` is the picture.
 
+    Coordinates are of the image as people see it, turned as EXIF says. COCO's annotations, and so
+    ``validate`` and ``test``, are of the pixels as they lie in the file, except where only turned
+    ones have the size annotated: of a file with an EXIF orientation, rows of the two differ.
+
     Args:
         output: see PredictionWriter, as the next two.
         names: likewise.
@@ -65,7 +69,7 @@ class DetectionWriter(PredictionWriter):
             return
         found = {source: rows for part in parts for source, rows in part.items()}
         rows = [row for source in self.names for row in found.get(source, ())]
-        text = "[\n" + ",\n".join(rows) + "\n]\n"
+        text = "[" + ",\n".join(rows) + "]\n"
         (self.output / "predictions.json").write_text(text, encoding="utf-8")
 
     def _rows(self, source: Path, found: ImageDetections) -> list[str]:
