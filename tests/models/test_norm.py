@@ -1,7 +1,6 @@
 """The batch norm against PyTorch's, in one process and in two."""
 
 import multiprocessing
-from collections import Counter
 
 import pytest
 import torch
@@ -172,24 +171,6 @@ def small_backbone():
     return net, images
 
 
-def collectives_of(net, images):
-    """Collectives of a training step, by name."""
-    counts = Counter()
-
-    def counted(name, collective):
-        def call(*args, **kwargs):
-            counts[name] += 1
-            return collective(*args, **kwargs)
-
-        return call
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("all_gather_into_tensor", "all_reduce", "all_gather", "broadcast"):
-            patch.setattr(dist, name, counted(name, getattr(dist, name)))
-        train_backbone(net, images)
-    return dict(counts)
-
-
 def train_backbone(net, images):
     sum(map_.square().sum() for map_ in net(images)).backward()
     return [parameter.grad for parameter in net.parameters()], list(net.buffers())
@@ -210,11 +191,7 @@ def rank_main(rank, folder):
         norm(x[SHARES[rank]])
     net, images = small_backbone()
     backbone = train_backbone(net, images[SHARES[rank]])
-    for stage in net.groupmixformer_backbone:
-        stage.checkpointing = False
-    counts = collectives_of(net, images[SHARES[rank]])
-    results = synced, alone, int(norm.num_batches_tracked), counts, backbone
-    torch.save(results, f"{folder}/{rank}.pt")
+    torch.save((synced, alone, int(norm.num_batches_tracked), backbone), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -258,13 +235,7 @@ def test_train_mode_keeps_ranks_apart(two_ranks, relative_error):
 
 
 def test_kept_statistics_stay_on_two_ranks(two_ranks):
-    assert [count for _, _, count, *_ in two_ranks] == [1, 1]
-
-
-def test_norms_side_by_side_share_their_collectives(two_ranks):
-    # One each way for two norms of the stem, four of the embeddings, and four times four of blocks.
-    for _, _, _, counts, _ in two_ranks:
-        assert counts == {"all_gather_into_tensor": 2 + 4 + 4, "all_reduce": 2 + 4 + 4}
+    assert [count for _, _, count, _ in two_ranks] == [1, 1]
 
 
 def test_checkpointed_backbone_on_two_ranks(two_ranks, relative_error):
