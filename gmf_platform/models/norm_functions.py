@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 __all__ = ["NormHardswish", "Statistics", "normalise", "statistics_of_all_ranks"]
 
@@ -42,6 +43,7 @@ class NormHardswish(torch.autograd.Function):
         return F.hardswish(normed, inplace=True)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Normalise again."""
         x, weight, bias, mean, inv_std = ctx.saved_tensors
@@ -86,6 +88,7 @@ class _Normalise(torch.autograd.Function):
         return F.hardswish(normed, inplace=True) if hardswish else normed
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, mean, var, weight, bias = ctx.saved_tensors
         if ctx.hardswish:
@@ -128,6 +131,7 @@ class _JointStatistics(torch.autograd.Function):
         return tuple(part for of_one in zip(*columns, strict=True) for part in of_one)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
         mean, count, *batches = ctx.saved_tensors
         sums = torch.stack([torch.cat(gradients[0::3]), torch.cat(gradients[1::3])])

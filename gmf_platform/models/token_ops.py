@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 __all__ = [
     "Epilogue",
@@ -25,14 +26,7 @@ __all__ = [
     "linear",
     "mlp",
     "product",
-    "sum_of_tokens",
 ]
-
-NARROW = 64
-"""Columns below which MKL's float32 product of tall matrices is faster than oneDNN's."""
-
-FEW_ELEMENTS = 2**18
-"""Size of tensors below which calls take longer than copies."""
 
 Epilogue = Literal["none", "gelu", "hardswish"]
 """What follows a product."""
@@ -49,7 +43,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         Tokens (..., outputs).
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or x.device.type != "cpu":
         return F.linear(x, weight, bias)
     result: Tensor = _Linear.apply(*_as_autocast(x, weight, bias))
     return result
@@ -113,15 +107,6 @@ def depthwise_gradients(x: Tensor, kernel: Tensor, grad: Tensor) -> tuple[Tensor
     return grad_x, _native_kernel_gradient(x, kernel, grad, side // 2)
 
 
-def sum_of_tokens(x: Tensor) -> Tensor:
-    """Sum of tokens (..., C), the gradient of a bias; without a gradient of its own."""
-    rows = x.flatten(0, -2)
-    if x.device.type != "cpu":
-        return rows.sum(0)
-    # PyTorch's own sum over the first axis is not vectorised in bfloat16.
-    return rows.new_ones(1, len(rows)).mm(rows)[0]
-
-
 def _convolve(x: Tensor, kernel: Tensor, bias: Tensor | None = None, stride: int = 1) -> Tensor:
     padding = kernel.shape[-1] // 2
     image = _image(x)
@@ -141,9 +126,7 @@ def _kernel_gradient_by_parts(x: Tensor, side: int, grad: Tensor) -> Tensor:
     padded = F.pad(x, (0, 0, before, after, before, after))
     corners = [(3 * i, 3 * j) for i in range(parts) for j in range(parts)]
     windows = [padded[:, i : i + height + 2, j : j + width + 2] for i, j in corners]
-    if x.numel() < FEW_ELEMENTS:
-        windows, grad = [torch.cat(windows, dim=-1)], grad.repeat(1, 1, 1, len(corners))
-    kernel = x.new_empty(grad.shape[-1], 1, 3, 3)
+    kernel = x.new_empty(channels, 1, 3, 3)
     pieces = [_native_kernel_gradient(w, kernel, grad, padding=0) for w in windows]
     gradient = torch.cat(pieces).view(parts, parts, channels, 3, 3).permute(2, 0, 3, 1, 4)
     return gradient.reshape(channels, 1, 3 * parts, 3 * parts)[:, :, :side, :side]
@@ -166,9 +149,10 @@ class _Depthwise(torch.autograd.Function):
         return _convolve(x, kernel, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, kernel = ctx.saved_tensors
-        grad_bias = sum_of_tokens(grad) if ctx.needs_input_grad[2] else None
+        grad_bias = grad.sum((0, 1, 2)) if ctx.needs_input_grad[2] else None
         return *depthwise_gradients(x, kernel, grad), grad_bias
 
 
@@ -179,6 +163,7 @@ class _Linear(torch.autograd.Function):
         return product(x, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         grad_x, grad_weight, grad_bias = _product_gradients(x, weight, grad)
@@ -195,6 +180,7 @@ class _Mlp(torch.autograd.Function):
         return product(F.gelu(hidden), weight2, bias2)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         x, hidden, weight1, weight2 = ctx.saved_tensors
         grad_active, *second = _product_gradients(F.gelu(hidden), weight2, grad)
@@ -234,18 +220,11 @@ def product(
 def _product_gradients(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias of a linear layer."""
     grad = grad.contiguous()
-    inputs, rows = x.flatten(0, -2), grad.flatten(0, -2)
-    wide = len(weight) > weight.shape[1]
-    # On CPUs the product is up to twice as fast with the narrower matrix before the wider one.
-    grad_weight = _columns_product(inputs, rows).t() if wide else _columns_product(rows, inputs)
-    return product(grad, weight.t()), grad_weight, sum_of_tokens(grad)
-
-
-def _columns_product(a: Tensor, b: Tensor) -> Tensor:
-    """Products of the columns (R, n) of one matrix with those (R, m) of another; (n, m)."""
-    if a.device.type == "cpu" and a.dtype == torch.float32 and a.shape[1] >= NARROW:
-        return product(a.t(), b.t())
-    return a.t() @ b
+    grad_x, inputs, rows = product(grad, weight.t()), x.flatten(0, -2), grad.flatten(0, -2)
+    # oneDNN is up to twice as fast with the narrower matrix first.
+    if len(weight) > weight.shape[1]:
+        return grad_x, product(inputs.t(), rows.t()).t(), rows.sum(0)
+    return grad_x, product(rows.t(), inputs.t()), rows.sum(0)
 
 
 @cache

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from gmf_platform.models.token_ops import depthwise, depthwise_gradients, sum_of_tokens
+from gmf_platform.models.token_ops import depthwise, depthwise_gradients
 
 __all__ = ["attend"]
 
@@ -62,6 +63,7 @@ class _Attend(torch.autograd.Function):
         return _attend(qkv, mask, kernel, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         qkv, mask, kernel, bias = ctx.saved_tensors
         q, k, v = qkv.unbind(0)
@@ -84,4 +86,4 @@ class _Attend(torch.autograd.Function):
         grad_q.addcmul_(_rows(grad), _rows(depthwise(v, kernel, bias)))
         through_v, grad_kernel = depthwise_gradients(v, kernel, grad_positions)
         grad_v += _rows(through_v)
-        return grad_qkv, None, grad_kernel, sum_of_tokens(grad_positions)
+        return grad_qkv, None, grad_kernel, grad_positions.sum((0, 1, 2))
