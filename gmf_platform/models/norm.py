@@ -169,7 +169,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
     ) -> Tensor:
         """Normalise channels-last tokens (..., C); as `forward`, without moving memory."""
         y = self(_rows(x), statistics, weight_before=weight_before, hardswish=hardswish)
-        return y.view(*x.shape[:-1], -1)
+        return y.view(*x.shape[:-1], self.num_features)
 
     @property
     def synchronises(self) -> bool:

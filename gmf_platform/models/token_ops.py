@@ -203,7 +203,8 @@ def product(
         Tokens (..., outputs).
     """
     x, weight, bias = _as_autocast(x, weight, bias)
-    if x.device.type == "cpu" and x.dtype in _onednn_dtypes():
+    # oneDNN refuses tensors without elements.
+    if x.device.type == "cpu" and x.dtype in _onednn_dtypes() and x.numel():
         # What torch.compile calls for linear layers on CPUs.
         algorithm = "none"  # the GELU by the error function
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, epilogue, [], algorithm)

@@ -126,6 +126,14 @@ def test_frozen_weights_get_no_gradient():
     assert x.grad.any()
 
 
+def test_no_tokens():
+    x, weight, bias = drawn((0, 5, 3), (4, 3), (4,), dtype=torch.float32)
+    y = linear(x, weight, bias)
+    y.sum().backward()
+    assert y.shape == (0, 5, 4)
+    assert not weight.grad.any()
+
+
 def kept_elements(function, tensors):
     kept = {}
 
