@@ -10,7 +10,14 @@ from torch import nn
 
 from gmf_platform.errors import UserError
 from gmf_platform.models.backbones import GroupMixFormer
-from gmf_platform.models.norm import BatchNorm, BatchTooSmallError, set_norm_mode, statistics_kept
+from gmf_platform.models.norm import (
+    BatchNorm,
+    BatchTooSmallError,
+    set_norm_mode,
+    split_statistics,
+    statistics_estimated,
+    statistics_kept,
+)
 
 CHANNELS = 6
 
@@ -76,6 +83,32 @@ def test_a_hardswish_and_a_product_are_taken_in(mode, training, with_product, re
         again = ours.eval().forward_tokens(x, weight_before=before, hardswish=True)
         expected = F.hardswish(theirs.eval()(products.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
     assert relative_error(again, expected) < 1e-14
+
+
+def test_fast_inference_takes_the_statistics_in_use(relative_error):
+    norm, _ = make_pair()
+    norm.double().eval()
+    split_statistics(norm, ["other"])
+    norm.running_mean_other += 3
+    x, weight = torch.randn(2, 5, 4).double(), torch.randn(CHANNELS, 4).double()
+    for used in ("", "other"):
+        norm.used_statistics = used
+        with torch.no_grad():
+            y = norm.forward_tokens(x, weight_before=weight, hardswish=True)
+            expected = F.hardswish(norm.forward_tokens(x @ weight.T))
+        assert relative_error(y, expected) < 1e-14
+
+
+def test_statistics_are_estimated_of_what_a_product_gives(relative_error):
+    norm, theirs = make_pair()
+    norm.double().eval()
+    theirs.double().momentum = 1.0
+    x, weight = torch.randn(50, 4).double(), torch.randn(CHANNELS, 4).double()
+    with torch.no_grad(), statistics_estimated(norm):
+        y = norm(x, weight_before=weight, hardswish=True)
+    expected = F.hardswish(theirs((x @ weight.T)[..., None, None])).squeeze()
+    assert relative_error(y, expected) < 1e-14
+    assert relative_error(norm.running_mean, theirs.running_mean) < 1e-14
 
 
 def test_state_has_pytorchs_names():
