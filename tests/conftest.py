@@ -6,6 +6,7 @@ import os
 import pickle
 import signal
 import socket
+import sys
 import time
 import traceback
 import warnings
@@ -25,6 +26,17 @@ from gmf_platform.cluster import signals
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it asks the network when imported
 # Threads that wait for each other spin: beside other tests two are ten times slower than one.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _written_modules(tmp_path_factory):
+    """Forget the modules that a file of tests wrote: another file's may have their names."""
+    yield
+    written = tmp_path_factory.getbasetemp()
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if file is not None and Path(file).is_relative_to(written):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

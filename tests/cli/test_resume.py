@@ -262,14 +262,15 @@ def test_killed_in_the_last_validation(start, run, outcome, whole):
 
 def test_terminated_from_outside(start, outcome, whole):
     """As a cluster does it, and resumed by the same command in another process."""
-    process = start("outside")
-    line = next(line for line in process.stdout if line.startswith("step 3/"))
+    process = start("outside", stop="train:5:5:SIGSTOP")
+    os.waitpid(process.pid, os.WUNTRACED)  # until it stands still
     process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGCONT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 75, err
-    assert "SIGTERM: saved at step " in line + out
+    assert "SIGTERM: saved at step 6" in out
     resumed = start("outside")
     out, err = resumed.communicate(timeout=120)
     assert resumed.returncode == 0, err
-    assert "going on at step " in out
+    assert "going on at step 6 of 12" in out
     same(outcome("outside"), whole)
