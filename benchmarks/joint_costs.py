@@ -84,7 +84,9 @@ def one_image(height: int, width: int) -> dict[str, Any]:
 def parts_of(task: MultiTask, batch: dict[str, Any]) -> dict[str, Callable[[], object]]:
     """What is timed, by name."""
     backbone = task.model.backbone
-    images = batch["images"].float()
+    first = next(iter(task.tasks))
+    normalize = task.model.get_submodule(first).get_submodule("normalize")
+    images = normalize(batch["images"], batch["sizes"])
     stored = Stored(backbone(images))
 
     def head(name: str) -> None:
