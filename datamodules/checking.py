@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.images import DataError, Flaw, Image8
-from datamodules.loader import one_thread
+from datamodules.loader import begin_worker
 from gmf_platform.errors import counted
 
 __all__ = ["Finding", "Inspectable", "Report", "class_table", "inspect_all"]
@@ -171,7 +171,7 @@ def inspect_all(
         batch_size=4,
         num_workers=workers,
         collate_fn=list,
-        worker_init_fn=one_thread,
+        worker_init_fn=begin_worker,
     )
     done = 0
     for batch in loader:

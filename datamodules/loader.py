@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from gmf_platform.distributed.order import EvalBatches, SampleKey, TrainBatches
 from gmf_platform.errors import UserError
 
-__all__ = ["Loader", "TrainLoader", "one_thread"]
+__all__ = ["Loader", "TrainLoader", "begin_worker", "one_thread"]
 
 Collate = Callable[[list[Any]], Any]
 
@@ -44,11 +44,16 @@ class _Collate:
         return next(errors, None) or self.collate(samples)
 
 
-def one_thread(worker: int) -> None:
+def begin_worker(worker: int) -> None:
+    """What a loading process does first (``worker_init_fn``)."""
+    one_thread()
+    _heed_parent_alone()
+
+
+def one_thread() -> None:
     """Workers are the parallelism: threads inside each would fight for the same cores."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    _heed_parent_alone()
 
 
 def _heed_parent_alone() -> None:
@@ -105,7 +110,7 @@ class Loader:
         num_workers: int,
         pin_memory: bool,
     ) -> None:
-        self.batches = batches
+        self.dataset, self.batches = dataset, batches
         self.loader: DataLoader[Any] = DataLoader(
             _Reporting(dataset),
             batch_sampler=batches,
@@ -113,7 +118,7 @@ class Loader:
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
-            worker_init_fn=one_thread,
+            worker_init_fn=begin_worker,
         )
 
     def __len__(self) -> int:

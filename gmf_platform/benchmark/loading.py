@@ -108,7 +108,7 @@ def one_worker(data: BaseDataModule, *, images: int) -> OneWorker:
     loader = data.train_loader(steps=1 + images // data.global_batch_size)
     keys = list(islice((key for batch in loader.batches for key in batch), images))
     dataset = data.split("training")
-    one_thread(0)
+    one_thread()
     dataset[keys[0]]  # opens files, fills caches
     begun, begun_processor = time.perf_counter(), time.thread_time()
     samples = [dataset[key] for key in keys]

@@ -1,4 +1,5 @@
 import json
+import signal
 
 import pytest
 
@@ -94,3 +95,4 @@ def test_data_of_a_config(gmf, base, workers):
     assert (together["workers"], together["batch"]) == (workers, 4)
     assert together["bytes_per_batch"] == 4 * 3 * 64 * 64
     assert 0 <= found["waits"]["share"] < 1
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])  # this is no worker: it can be ended
