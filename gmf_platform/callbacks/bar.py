@@ -1,11 +1,12 @@
 """What a run does, as bars on a terminal."""
 
+import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,8 +23,8 @@ from gmf_platform.callbacks.throughput import Rates, Throughput
 
 __all__ = ["Bar"]
 
-_REFRESHES = 2
-"""A second: drawing costs a few milliseconds of the process that trains."""
+_SECONDS = 0.5
+"""Between two drawings, each of which takes a few milliseconds of the process that trains."""
 
 
 class _Left(ProgressColumn):
@@ -44,8 +45,16 @@ class _Display(Progress):
             BarColumn(),
             MofNCompleteColumn(),
             _Left(),
-            refresh_per_second=_REFRESHES,
+            console=Console(),
+            auto_refresh=False,  # its thread would hold a lock while loading processes are forked
         )
+        self._drawn = 0.0
+
+    def refresh_at_times(self) -> None:
+        """Draw, unless that was done just now."""
+        if time.monotonic() - self._drawn > _SECONDS:
+            self._drawn = time.monotonic()
+            self.refresh()
 
     def get_renderables(self) -> Iterator[RenderableType]:
         yield self.make_tasks_table(self.tasks)
@@ -132,8 +141,9 @@ class Bar(Callback):
             self._display = _Display()
             self._display.start()
         if title not in self._rows:
-            self._rows[title] = self._display.add_task(title, total=total)
+            self._rows[title] = self._display.add_task(title, total=total, completed=done)
         self._display.update(self._rows[title], completed=done, total=total, **more)
+        self._display.refresh_at_times()
 
     def _close(self) -> None:
         if self._display is not None:

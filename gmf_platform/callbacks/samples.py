@@ -26,7 +26,7 @@ class SampleNumbers:
         Returns:
             None of a loader of someone else: which sample is which is not known.
         """
-        loader = getattr(loaders, "loaders", {"": loaders})[name]
+        loader = getattr(loaders, "loaders", {"": loaders}).get(name)
         number = self._seen[name]
         self._seen[name] += 1
         batches = getattr(getattr(loader, "batches", None), "batches", None)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from lightning.pytorch import Callback, Trainer
 
 from gmf_platform.callbacks.progress import STEPS, Progress
@@ -59,8 +60,8 @@ class _Console(logging.Handler):
 
 
 def rounded(score: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of scores without the digits that float32 does not have: 0.3, not 0.30000001192."""
-    return {k: round(v, 6) if isinstance(v, float) else v for k, v in score.items()}
+    """A line of scores with the digits that float32 has: 0.3 and not 0.30000001192."""
+    return {k: float(str(np.float32(v))) if isinstance(v, float) else v for k, v in score.items()}
 
 
 @contextmanager
