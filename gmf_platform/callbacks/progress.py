@@ -53,8 +53,9 @@ class Progress(Callback):
         )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report the scores, or those that the task has in front."""
-        if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
+        """Report a run's scores, or those that the task has in front."""
+        in_run = trainer.global_step > 0  # the last one may be made up for after the training loop
+        if trainer.sanity_checking or not in_run or not trainer.is_global_zero:
             return
         scores = headline(trainer, pl_module)
         named = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
