@@ -209,6 +209,16 @@ def test_the_backbone_runs_once_for_all_predictions():
         torch.testing.assert_close(mine.probabilities, other.probabilities)
 
 
+def test_with_statistics_per_task_the_backbone_runs_once_for_each():
+    task = made(norm_statistics="per_task").eval()
+    batch = batch_of()["tasks"]["cls"][0] | {"original_sizes": torch.tensor([[64, 64]] * 3)}
+    calls = []
+    task.model.backbone.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        task.predict_step(batch, 0)
+    assert len(calls) == len(TASKS)
+
+
 def norms(task):
     return [m for m in task.model.backbone.modules() if isinstance(m, BatchNorm)]
 
