@@ -1,6 +1,7 @@
 """What watches a run: checkpoints, speed, progress, pictures."""
 
 from gmf_platform.callbacks.average import MovingAverage
+from gmf_platform.callbacks.bar import Bar
 from gmf_platform.callbacks.charts import Charts
 from gmf_platform.callbacks.checkpoint import RunCheckpoint
 from gmf_platform.callbacks.guard import Guard
@@ -14,6 +15,7 @@ from gmf_platform.callbacks.watchdog import Watchdog
 from gmf_platform.callbacks.worst import Worst
 
 __all__ = [
+    "Bar",
     "Charts",
     "Guard",
     "Magnitudes",

@@ -241,7 +241,12 @@ def _as_autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     """The tensors in the type that autocast has convolutions and products take."""
     assert tensors[0] is not None
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device) or tensors[0].dtype == torch.float64:
+    has_autocast = torch.amp.is_autocast_available(device)  # the meta device has not
+    if (
+        not has_autocast
+        or not torch.is_autocast_enabled(device)
+        or tensors[0].dtype == torch.float64
+    ):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from gmf_platform.models.backbones.factorised_attention import attend
-from gmf_platform.models.token_ops import depthwise, linear, mlp
+from gmf_platform.models.token_ops import depthwise, linear, mlp, product
 
 
 def plain_depthwise(x, kernel, bias=None, stride=1):
@@ -155,3 +155,9 @@ def test_what_is_cheap_is_computed_again():
     qkv, kernel, bias = drawn((3, 2, 5, 6, 4), (4, 1, 3, 3), (4,))
     assert kept_elements(masked(attended), [qkv, kernel, bias]) <= 4 * 4  # the mask
     assert kept_elements(masked(plain_attention), [qkv, kernel, bias]) > 2 * 5 * 6 * 4
+
+
+def test_a_device_without_autocast():
+    """Operations are counted on it."""
+    x, weight = torch.empty(5, 3, device="meta"), torch.empty(7, 3, device="meta")
+    assert product(x, weight).shape == (5, 7)

@@ -172,7 +172,7 @@ def test_peak_memory_is_that_of_the_largest_task():
         together = peak(lambda: task.training_step(batch, 0))
     largest = max(alone.values())
     assert largest <= together < 1.05 * largest
-    assert sum(alone.values()) > 1.2 * largest
+    assert sum(alone.values()) > 1.15 * largest
 
 
 def test_a_task_without_a_turn_has_no_gradient():
