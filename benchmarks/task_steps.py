@@ -46,18 +46,18 @@ def main() -> None:
         steps[name] = make(build(), options)
     device = torch.device(options.device)
     tasks = {name: partial(run, step, options) for name, step in steps.items()}
-    times = interleaved(tasks, runs=options.runs, device=device, clock=options.clock)
+    warmup = int(options.runs > 1)
+    times = interleaved(tasks, runs=options.runs, device=device, warmup=warmup, clock=options.clock)
     print(machine(device))
     ours = next(iter(times.values()))
     for name, (net, loss) in steps.items():
-        net.zero_grad()
-        memory = step_memory(partial(under_autocast, loss, options), device=device)
-        assert memory is not None  # only compiled code gives none
-        net.zero_grad()
-        print(
-            f"{name:22}{min(times[name]):8.2f} s, {Ratio.of(times[name], ours)} of ours; "
-            f"peak {memory.peak / 2**30:.2f} GiB"
-        )
+        text = f"{name:22}{min(times[name]):8.2f} s, {Ratio.of(times[name], ours)} of ours"
+        if options.memory:
+            net.zero_grad()
+            memory = step_memory(partial(under_autocast, loss, options), device=device)
+            assert memory is not None  # only compiled code gives none
+            text += f"; peak {memory.peak / 2**30:.2f} GiB"
+        print(text, flush=True)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -65,7 +65,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("task", choices=("segmentation", "detection"))
     parser.add_argument("--batch", type=int, default=2, help="UperNet's norms need two")
     parser.add_argument("--bf16", action="store_true", help="under autocast")
-    parser.add_argument("--runs", type=int, default=2)
+    parser.add_argument("--runs", type=int, default=2, help="one goes without a warm-up")
+    parser.add_argument("--memory", action="store_true", help="of one more step of each")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=("wall", "processor"), default="wall")
     parser.add_argument("--device", default="cpu")
