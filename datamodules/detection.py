@@ -22,7 +22,7 @@ from datamodules.detection_datasets import (
     TrainDetections,
 )
 from datamodules.detection_split import DetectionSplit, InspectableDetections, nothing_to_learn
-from datamodules.images import DataError, Flaw
+from datamodules.images import DataError, Flaw, ImageSource
 from datamodules.transforms.detection import (
     DetectionSample,
     DetectionTransform,
@@ -119,6 +119,11 @@ class DetectionDataModule(BaseDataModule):
         if copy_paste and (jitter is None or not with_masks):
             raise UserError("data.copy_paste needs data.jitter (0.1, 2.0) and data.with_masks true")
 
+    @property
+    def training_size(self) -> tuple[int, int]:
+        """Of the largest images that are wide; with ``jitter``, of the square."""
+        return self.transform.largest((self.short, self.long))
+
     @abstractmethod
     def images(self, split: str) -> DetectionSplit:
         """All images of a split.
@@ -147,9 +152,13 @@ class DetectionDataModule(BaseDataModule):
             images, self.transform, seed=self.seed, paste=self.copy_paste, opening=opening
         )
 
-    def predict_dataset(self, paths: Sequence[Path]) -> DetectionImages:
-        """Image files as in evaluation."""
-        return DetectionImages(paths, self._eval_scales())
+    def predict_dataset(self, sources: Sequence[ImageSource]) -> DetectionImages:
+        """Images as in evaluation."""
+        return DetectionImages(sources, self._eval_scales())
+
+    def resizing(self) -> dict[str, Any]:
+        """The two sides."""
+        return {"short": self.short, "long": self.long}
 
     def inspectable(self, split: str) -> InspectableDetections:
         """The split for `check-data`."""
