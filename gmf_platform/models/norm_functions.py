@@ -47,7 +47,8 @@ class NormHardswish(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Normalise again."""
         x, weight, bias, mean, inv_std = ctx.saved_tensors
-        normed = F.batch_norm(x, mean, inv_std**-2, weight, bias, eps=0.0)
+        no_eps = 0.0, torch.backends.cudnn.enabled  # it is in inv_std
+        normed = torch.batch_norm(x, weight, bias, mean, inv_std**-2, False, 0.0, *no_eps)
         grad = torch.ops.aten.hardswish_backward(grad, normed)
         gradients = torch.ops.aten.native_batch_norm_backward(
             grad, x, weight, None, None, mean, inv_std, True, 0.0, [True] * 3
