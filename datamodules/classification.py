@@ -41,6 +41,10 @@ class ClassificationDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.samples)
 
+    def path(self, index: int) -> str:
+        """The image's file."""
+        return f"{self.root}/{self.samples.id(index)}"
+
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         """A sample: image uint8 (H, W, 3), label, id, size and original_size."""
         index = key.sample

@@ -143,6 +143,10 @@ class EvalDetections(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.split)
 
+    def path(self, index: int) -> str:
+        """The image's file."""
+        return str(self.split.path(index))
+
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         """A sample: id, original_size, image, size, truth, and with several scales scaled."""
         targets = self.split.targets(key.sample)

@@ -110,7 +110,7 @@ class Loader:
         num_workers: int,
         pin_memory: bool,
     ) -> None:
-        self.batches = batches
+        self.dataset, self.batches = dataset, batches
         self.loader: DataLoader[Any] = DataLoader(
             _Reporting(dataset),
             batch_sampler=batches,

@@ -80,6 +80,10 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.pairs)
 
+    def path(self, index: int) -> str:
+        """The image's file."""
+        return str(self.pairs[index][0])
+
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         """A sample: image uint8 (H, W, 3), mask uint8 (H, W), id, size and original_size."""
         image_path, mask_path = self.pairs[key.sample]

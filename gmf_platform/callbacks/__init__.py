@@ -4,6 +4,7 @@ from gmf_platform.callbacks.average import MovingAverage
 from gmf_platform.callbacks.checkpoint import RunCheckpoint
 from gmf_platform.callbacks.guard import Guard
 from gmf_platform.callbacks.logger import RunLogger
+from gmf_platform.callbacks.per_sample import PerSample
 from gmf_platform.callbacks.pictures import Pictures
 from gmf_platform.callbacks.progress import Progress
 from gmf_platform.callbacks.throughput import Throughput
@@ -12,6 +13,7 @@ from gmf_platform.callbacks.watchdog import Watchdog
 __all__ = [
     "Guard",
     "MovingAverage",
+    "PerSample",
     "Pictures",
     "Progress",
     "RunCheckpoint",

@@ -14,6 +14,7 @@ __all__ = [
     "Arguments",
     "PlainParser",
     "VerbParser",
+    "config_of",
     "find_config",
     "parse_arguments",
     "positive",
@@ -41,9 +42,8 @@ class VerbParser(PlainParser):
             verb,
             description,
             usage=f"python -m gmf_platform {verb} [options] [--KEY VALUE ...]",
-            epilog="Any key of the config can be set with --KEY VALUE, e.g. --data.root DIR, "
-            "--data.global_batch_size 8, --model.backbone.variant small, "
-            "--trainer.max_steps 1000, --init_from FILE.",
+            epilog="Any key of the config can be set with --KEY VALUE, e.g. --data.root DIR. "
+            f"`{verb} --config FILE --help` lists the keys of that config's task and data.",
         )
         self.add_argument(
             "--config",
@@ -52,6 +52,19 @@ class VerbParser(PlainParser):
             metavar="FILE",
             help="config file, or the name of a shipped one; later ones win",
         )
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse; ``--help`` with a config is about that config's keys too."""
+        words = [word for word in args or () if word not in ("-h", "--help")]
+        if len(words) == len(args or ()):
+            return super().parse_known_args(args, namespace)
+        from gmf_platform.cli.help import key_help
+
+        keys = key_help(words)
+        if keys:
+            self.epilog = None
+        print(self.format_help() + "".join(f"\n{line}" for line in keys))
+        raise SystemExit(0)
 
     def add_run(self) -> None:
         """Add ``--run``, which stands for a run's config and best checkpoint."""
@@ -107,7 +120,7 @@ def parse_arguments(parser: VerbParser, argv: Sequence[str]) -> Arguments:
     configs = [find_config(name) for name in options.config]
     run: Path | None = getattr(options, "run", None)
     if run is not None:
-        configs.insert(0, _config_of(run))
+        configs.insert(0, config_of(run))
     if not configs:
         names = ", ".join(sorted(path.stem for path in shipped_folder("configs").glob("*.yaml")))
         raise UserError(f"--config is missing; shipped configs: {names}")
@@ -161,7 +174,12 @@ def find_config(name: str) -> Path:
     raise UserError(f"--config {name}: no such file{hint} Shipped configs: {', '.join(names)}")
 
 
-def _config_of(run: Path) -> Path:
+def config_of(run: Path) -> Path:
+    """The config that a run keeps.
+
+    Raises:
+        UserError: there is no run.
+    """
     config = run / "config.yaml"
     if not config.is_file():
         raise UserError(f"--run {run}: there is no run, since {config} does not exist")

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gmf_platform.cli.arguments import Arguments, VerbParser, parse_arguments
+from gmf_platform.cli.config_check import checked
 from gmf_platform.cli.fit import run_name
 from gmf_platform.cli.precheck import check_data
-from gmf_platform.cli.sources import Sources
 from gmf_platform.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
     from datamodules.base import BaseDataModule
     from datamodules.checking import Report
 
-__all__ = ["run"]
+__all__ = ["draw_sample", "run"]
 
 _SPLITS = ("training", "validation")
 _TILES = 12
@@ -35,7 +35,7 @@ def run(verb: str, argv: Sequence[str]) -> int:
         raise UserError(f"--sheet {sheet}: exists; name another file, or --overwrite")
     if options.workers is not None and options.workers < 0:
         raise UserError(f"--workers {options.workers}: 0 or more processes can open files")
-    check_data(Sources(arguments))
+    check_data(checked(arguments))
 
     data = _build(arguments)
     workers = data.num_workers if options.workers is None else options.workers
@@ -130,7 +130,7 @@ def _write_sheet(path: Path, data: "BaseDataModule", report: "Report") -> None:
     count = min(_TILES, len(report.sound))
     picked = np.linspace(0, len(report.sound) - 1, count).round().astype(int)
     split = data.inspectable("training")
-    tiles = [_draw(split, report.sound[i], colours) for i in picked]
+    tiles = [draw_sample(split, report.sound[i], colours) for i in picked]
     legend = [
         (name, colours[label])
         for label, name in enumerate(data.class_names)
@@ -139,7 +139,8 @@ def _write_sheet(path: Path, data: "BaseDataModule", report: "Report") -> None:
     Image.fromarray(contact_sheet(tiles, legend)).save(path)
 
 
-def _draw(split: Any, index: int, colours: Any) -> tuple[str, Any]:
+def draw_sample(split: Any, index: int, colours: Any) -> tuple[str, Any]:
+    """Name and picture of a sample of an inspectable split, its targets drawn on it."""
     from gmf_platform.evaluation.drawing import draw_truth
 
     image, targets = split.read(index)

@@ -1,35 +1,75 @@
-"""Finds unknown keys and class paths in a config, and says where and what is near.
+"""Finds wrong keys, class paths and values in a config, and says where and what is near.
 
-The config parser's own message for a typo is a page of nested types. This check runs before it,
-over each source by itself, and names file, line and the nearest known key.
+The config parser's own message for a typo is a page of nested types, and comes when torch has been
+imported. This check runs before it, over each source by itself, and names file, line and the
+nearest known key. Classes are read from their source; what that does not tell is left to the
+parser.
 """
 
-import inspect
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from importlib import import_module
 from itertools import groupby
 
-from lightning.pytorch import Trainer
-
+from gmf_platform.cli.arguments import Arguments
+from gmf_platform.cli.class_lookup import nearest, resolve_class
+from gmf_platform.cli.signatures import Parameter, Signature, read_signature, signature_of
 from gmf_platform.cli.sources import Entry, Sources
 from gmf_platform.errors import UserError
 
-__all__ = ["check_keys", "parameter_names"]
+__all__ = ["CALLBACKS", "LINKED", "TOP_LEVEL", "Classes", "check_keys", "checked", "classes_of"]
+
+CALLBACKS = {
+    "watchdog": "gmf_platform.callbacks.Watchdog",
+    "guard": "gmf_platform.callbacks.Guard",
+    "checkpoint": "gmf_platform.callbacks.RunCheckpoint",
+    "throughput": "gmf_platform.callbacks.Throughput",
+    "pictures": "gmf_platform.callbacks.Pictures",
+    "average": "gmf_platform.callbacks.MovingAverage",
+}
+"""Default callbacks by the key that sets them, so that no overlay drops one by accident."""
+
+TOP_LEVEL = ("seed_everything", "trainer", "model", "data", "init_from", *CALLBACKS)
+
+LINKED = {
+    "model.seed": "seed_everything",
+    "data.seed": "seed_everything",
+    "model.class_names": "the data's classes",
+}
+"""Keys that follow from others."""
+
+Classes = dict[str, Signature | None]
+"""The class that each key configures; None: one that the source does not tell."""
 
 
-def check_keys(sources: Sources, top_level: Sequence[str], callbacks: dict[str, type]) -> None:
-    """Check each key against the class that it configures.
+def checked(arguments: Arguments) -> Sources:
+    """The sources of a command line, checked.
+
+    Raises:
+        UserError: see `check_keys`.
+    """
+    sources = Sources(arguments)
+    check_keys(sources)
+    return sources
+
+
+def check_keys(
+    sources: Sources,
+    top_level: Sequence[str] = TOP_LEVEL,
+    callbacks: Mapping[str, str] = CALLBACKS,
+) -> None:
+    """Check each key and value against the class that it configures.
 
     Args:
         sources: the config.
         top_level: known keys of the top level.
-        callbacks: top-level key -> callback class.
+        callbacks: top-level key -> path of the callback's class.
 
     Raises:
-        UserError: for the first unknown key or class path, or a task or data set not named.
+        UserError: for the first unknown key, class path or wrong value, or a task or data set not
+            named.
     """
-    classes: dict[str, type] = {"trainer": Trainer, **callbacks}
+    classes = _default_classes(callbacks)
     for _, entries in groupby(sources.entries, key=_source):
         _check_source(list(entries), classes, top_level)
     for part in ("model", "data"):
@@ -40,67 +80,137 @@ def check_keys(sources: Sources, top_level: Sequence[str], callbacks: dict[str, 
             )
 
 
+def classes_of(sources: Sources) -> Classes:
+    """The class that each key configures in the end."""
+    classes = _default_classes(CALLBACKS)
+    _note_classes(sources.entries, classes)
+    return classes
+
+
+def _default_classes(callbacks: Mapping[str, str]) -> Classes:
+    paths = {"trainer": "lightning.pytorch.Trainer", **callbacks}
+    return {key: read_signature(path) for key, path in paths.items()}
+
+
 def _source(entry: Entry) -> str:
     return entry.place.rpartition(":")[0]
 
 
-def _check_source(
-    entries: Sequence[Entry], classes: dict[str, type], top_level: Sequence[str]
-) -> None:
+def _check_source(entries: Sequence[Entry], classes: Classes, top_level: Sequence[str]) -> None:
     """Check a source's keys against the classes up to here: later ones may change a class."""
+    _note_classes(entries, classes)
     for entry in entries:
-        if entry.key.endswith(".class_path"):
-            classes[entry.key.removesuffix(".class_path")] = _import(entry)
+        first, *others = entry.key.split(".")
+        if first not in top_level:
+            raise _unknown(entry, first, top_level, "the config")
+        if entry.key in LINKED:
+            raise UserError(
+                f"{entry.place}: {entry.key} follows from {LINKED[entry.key]}; set that"
+            )
+        _check_path(entry, first, others, classes)
+
+
+def _note_classes(entries: Iterable[Entry], classes: Classes) -> None:
+    """Note which class each key gets: by its class_path, or a path in place of the object."""
     for entry in entries:
         owner, _, name = entry.key.rpartition(".")
-        if not owner:
-            _check(entry, name, top_level, "the config")
-        elif owner in classes and name != "class_path":
-            owner_class = classes[owner]
-            _check(entry, name, parameter_names(owner_class), owner_class.__name__)
+        if name == "class_path":
+            classes[owner] = resolve_class(entry)
+        elif isinstance(entry.value, str) and _takes_path(entry, classes):
+            # A bare name is one of the parser's subclasses.
+            classes[entry.key] = resolve_class(entry) if "." in entry.value else None
 
 
-def parameter_names(cls: type) -> list[str]:
-    """Names that a class's constructor takes, those of its bases included where it passes them."""
-    names: list[str] = []
-    for base in cls.__mro__:
-        if "__init__" not in vars(base):
+def _takes_path(entry: Entry, classes: Classes) -> bool:
+    """Whether a text at this place is a class path."""
+    if not re.fullmatch(r"[A-Za-z_][\w.]*", entry.value):
+        return False
+    owner, _, name = entry.key.rpartition(".")
+    if not owner:
+        return name in ("model", "data")
+    signature = classes.get(owner)
+    parameter = signature.parameters.get(name) if signature else None
+    return parameter is not None and parameter.takes_class and not parameter.takes_text
+
+
+def _check_path(entry: Entry, key: str, names: Sequence[str], classes: Classes) -> None:
+    """Follow a key from class to class as far as they are known."""
+    parameter: Parameter | None = None
+    for place, name in enumerate(names):
+        if parameter is not None and parameter.settings is not None:
+            classes.setdefault(key, signature_of(parameter.settings))
+        signature = classes.get(key)
+        if signature is None and f"{key}.{name}" in classes:  # one of a list or mapping of objects
+            key, parameter = f"{key}.{name}", None
             continue
-        parameters = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]
-        names += [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            break
-    return [name for name in dict.fromkeys(names) if name != "self"]
+        if signature is None:
+            _check_keyless(entry, key, parameter, classes)
+            return
+        if name in ("class_path", "dict_kwargs"):
+            return
+        parameter = signature.parameters.get(name)
+        if parameter is None:
+            raise _unknown(entry, name, signature.parameters, signature.name, place)
+        key = f"{key}.{name}"
+    _check_value(entry, parameter, classes)
 
 
-def _import(entry: Entry) -> type:
-    module_name, _, name = str(entry.value).rpartition(".")
-    try:
-        module = import_module(module_name)
-    except (ImportError, ValueError) as error:
+def _check_keyless(entry: Entry, key: str, parameter: Parameter | None, classes: Classes) -> None:
+    """Refuse keys below what has none."""
+    if key in classes or (parameter is not None and (parameter.takes_keys or parameter.takes_list)):
+        return  # the parser knows, or says
+    if parameter is not None:
         raise UserError(
-            f"{entry.place}: {entry.key}: cannot import {entry.value!r} ({error}); a class path "
-            "is MODULE.CLASS, e.g. gmf_platform.models.backbones.GroupMixFormer"
-        ) from None
-    found = getattr(module, name, None)
-    if not isinstance(found, type):
-        names = getattr(module, "__all__", dir(module))  # dir() lacks what is imported on demand
-        known = [n for n in names if isinstance(getattr(module, n, None), type)]
-        raise UserError(
-            f"{entry.place}: {entry.key}: no class {name!r} in {module_name}{_nearest(name, known)}"
+            f"{entry.place}: unknown key {entry.key}: {key} is {parameter.expected}, without keys"
         )
-    return found
+    if key in ("model", "data", "init_from"):
+        return  # of model and data it is said once all sources are read
+    raise UserError(f"{entry.place}: unknown key {entry.key}: {key} is one value, without keys")
 
 
-def _check(entry: Entry, name: str, known: Iterable[str], where: str) -> None:
-    known = list(known)
-    if name in known:
+def _check_value(entry: Entry, parameter: Parameter | None, classes: Classes) -> None:
+    """Refuse a value that is clearly of another type; what is doubtful is left to the parser."""
+    value = entry.value
+    if parameter is None:
+        is_path = entry.key in ("model", "data") and isinstance(entry.value, str)
+        if "." not in entry.key and entry.key in classes and not (entry.mapping or is_path):
+            raise _unexpected(entry, f"keys of {entry.key}{_example(entry.key, classes)}")
         return
-    raise UserError(
-        f"{entry.place}: unknown key {entry.key}: {where} has no {name!r}{_nearest(name, known)}"
+    if isinstance(value, str) and "${" in value:
+        return
+    if entry.mapping or isinstance(value, dict):
+        fits = parameter.takes_keys or parameter.takes_list
+    elif value is None:
+        fits = parameter.takes_null
+    elif isinstance(value, list):
+        fits = parameter.takes_list or parameter.takes_class
+    else:
+        fits = parameter.takes(value)
+    if not fits:
+        raise _unexpected(entry, parameter.expected, parameter.choices)
+
+
+def _example(key: str, classes: Classes) -> str:
+    signature = classes[key]
+    names = signature.parameters if signature else ()
+    first = next((name for name in names if f"{key}.{name}" not in LINKED), None)
+    return f", e.g. {first}: VALUE" if first else ""
+
+
+def _unexpected(entry: Entry, expected: str, choices: Sequence[str] = ()) -> UserError:
+    given = "keys" if entry.mapping else "null" if entry.value is None else repr(entry.value)
+    near = get_close_matches(str(entry.value), choices, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return UserError(f"{entry.place}: {entry.key}: expected {expected}, not {given[:80]}{hint}")
+
+
+def _unknown(
+    entry: Entry, name: str, known: Iterable[str], where: str, place: int | None = None
+) -> UserError:
+    known = list(known)
+    key = entry.key
+    if place is not None:
+        key = ".".join(entry.key.split(".")[: place + 2])
+    return UserError(
+        f"{entry.place}: unknown key {key}: {where} has no {name!r}{nearest(name, known)}"
     )
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    near = get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f". It has: {', '.join(sorted(known))}"

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gmf_platform.cli.arguments import VerbParser, parse_arguments
+from gmf_platform.cli.config_check import checked
 from gmf_platform.cli.precheck import check_data
 from gmf_platform.cli.run_directory import content_hash
-from gmf_platform.cli.sources import Sources
 from gmf_platform.cli.trained import check_weights, load_trained, run_of
 from gmf_platform.errors import ExitCode
 
@@ -20,10 +20,11 @@ def run(verb: str, argv: Sequence[str]) -> int:
     parser = VerbParser(verb, f"Score a checkpoint on the {verb.replace('ate', 'ation')} split.")
     parser.add_weights()
     arguments = parse_arguments(parser, argv)
-    sources = Sources(arguments)
+    sources = checked(arguments)
     check_data(sources)
     checkpoint = check_weights(arguments, sources)
 
+    from gmf_platform.callbacks import PerSample
     from gmf_platform.cli.device import check_device
     from gmf_platform.cli.experiment import Experiment
     from gmf_platform.cli.output import advising_on_memory, log_to
@@ -36,6 +37,9 @@ def run(verb: str, argv: Sequence[str]) -> int:
     experiment.build(folder.path if folder else Path())
     load_trained(experiment, checkpoint, arguments.options)
     trainer, task = experiment.trainer, experiment.task
+    per_sample = PerSample()
+    if folder is not None:
+        trainer.callbacks.append(per_sample)  # type: ignore[attr-defined]
     evaluate = trainer.validate if verb == "validate" else trainer.test
     path = checkpoint or experiment.init_from
     path = path if path is not None and path.exists() else None  # none with --allow-random
@@ -51,13 +55,14 @@ def run(verb: str, argv: Sequence[str]) -> int:
     for number, way in enumerate(experiment.datamodule.evaluations()):
         with advising_on_memory(experiment):
             scores = evaluate(task, experiment.datamodule, verbose=False)[0]
+        samples = per_sample.tables()
         if not trainer.is_global_zero:
             continue
         print(task.score_table(), file=sys.stderr)
         line = {**about, **way, **task.evaluation_settings(), **scores, **weights}
         if folder is not None:
             folder.record(line)
-            for name, text in task.score_files().items():
+            for name, text in (task.score_files() | samples).items():
                 file = f"{verb}_{name}" if number == 0 else f"{verb}_{number + 1}_{name}"
                 (folder.path / file).write_text(text, encoding="utf-8")
         print(json.dumps(line))

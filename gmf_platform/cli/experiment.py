@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,39 +18,20 @@ from lightning.pytorch.loggers import Logger
 from omegaconf.errors import OmegaConfBaseException
 
 from datamodules.base import BaseDataModule
-from gmf_platform.callbacks import (
-    Guard,
-    MovingAverage,
-    Pictures,
-    Progress,
-    RunCheckpoint,
-    Throughput,
-    Watchdog,
-)
+from gmf_platform import callbacks as our_callbacks
+from gmf_platform.callbacks import Progress
 from gmf_platform.cli.arguments import Arguments
-from gmf_platform.cli.config_check import check_keys
+from gmf_platform.cli.config_check import CALLBACKS, checked
 from gmf_platform.cli.device import default_precision
 from gmf_platform.cli.launch import as_launched
+from gmf_platform.cli.parser_errors import interpolation_error, shortened
 from gmf_platform.cli.precheck import NO_WEIGHTS
-from gmf_platform.cli.sources import Sources, canonical
 from gmf_platform.distributed.checkpoint_io import AtomicCheckpointIO
 from gmf_platform.errors import UserError
 from gmf_platform.models.weights import LoadReport, load_part, load_weights, read_facts
 from gmf_platform.tasks import BaseTask
 
 __all__ = ["Experiment", "is_first_process"]
-
-CALLBACKS = {
-    "watchdog": Watchdog,
-    "guard": Guard,
-    "checkpoint": RunCheckpoint,
-    "throughput": Throughput,
-    "pictures": Pictures,
-    "average": MovingAverage,
-}
-"""Default callbacks by the key that sets them, so that no overlay drops one by accident."""
-
-_TOP_LEVEL = ["seed_everything", "trainer", "model", "data", "init_from", *CALLBACKS]
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -86,8 +66,8 @@ class _Parser(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--init_from", type=str | dict[str, str] | None, default=None)
-        for key, callback in CALLBACKS.items():
-            parser.add_lightning_class_args(callback, key)
+        for key, path in CALLBACKS.items():
+            parser.add_lightning_class_args(getattr(our_callbacks, path.rpartition(".")[2]), key)
         for part in ("model", "data"):
             parser.link_arguments("seed_everything", f"{part}.init_args.seed")
         parser.link_arguments(
@@ -137,7 +117,7 @@ class _Parser(LightningCLI):
         keys["callbacks"] = [*_as_list(keys["callbacks"]), *callbacks]
         try:
             return Trainer(**keys)
-        except (MisconfigurationException, ValueError) as error:
+        except (MisconfigurationException, TypeError, ValueError) as error:
             raise UserError(f"trainer: {error}") from None
 
 
@@ -152,14 +132,13 @@ class Experiment:
     """
 
     def __init__(self, arguments: Arguments) -> None:
-        sources = Sources(arguments)
-        check_keys(sources, _TOP_LEVEL, CALLBACKS)
+        sources = checked(arguments)
         try:
             self.cli = _parse(arguments)
         except ArgumentError as error:
-            raise UserError(_short(str(error), sources)) from None
+            raise UserError(shortened(str(error), sources)) from None
         except OmegaConfBaseException as error:
-            raise UserError(_interpolation(error, sources)) from None
+            raise UserError(interpolation_error(error, sources)) from None
         self.config: Namespace = self.cli.config
         self.datamodule: BaseDataModule
         self.task: BaseTask
@@ -347,33 +326,3 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
     # Loader workers are a setting of ours, with a default from the CPUs.
     warnings.filterwarnings("ignore", message=".*does not have many workers")
-
-
-def _short(message: str, sources: Sources) -> str:
-    """What a parser's page of nested types comes to: key, place, what is expected, what is given."""
-    keys = re.findall(r'(?:Parser key|key) "([\w.]+)"', message)
-    expected = re.findall(r"Expected an? (?:<class '(\w+)'>|typing\.(Literal\[.*?\]))", message)
-    wanted = [a or b for a, b in expected if a != "NoneType"]
-    given = re.findall(r"(?:Got value|Given value): ([^\s({]+?)\.?(?:\s|$)", message)
-    key = canonical(".".join(keys))
-    place = sources.place(key) or "config"
-    if keys and wanted and given:
-        return f"{place}: {key}: expected {' or '.join(dict.fromkeys(wanted))}, not {given[0]!r}"
-    refused = re.search(r"Option '(\w+)' is not accepted", message)
-    if refused:
-        return f"{place}: {key}: {refused[1]!r} is no key here"
-    innermost = re.split(r'Parser key "[\w.]+":', message)[-1].strip(" -\n").splitlines()
-    said = " ".join(
-        line.strip(" -") for line in innermost[: 2 if innermost[0].endswith(":") else 1]
-    )
-    return f"{place}: {key}: {said}" if keys else said
-
-
-def _interpolation(error: OmegaConfBaseException, sources: Sources) -> str:
-    """What is wrong with a ``${...}``, and where it stands."""
-    key = canonical(error.full_key or "")
-    return (
-        f"{sources.place(key) or 'config'}: {key}: {str(error).splitlines()[0]}\n"
-        "  a key inside a class is named with init_args: ${data.init_args.crop_size}; an "
-        "environment variable with its default: ${oc.env:NAME,default}"
-    )

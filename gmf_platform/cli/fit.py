@@ -6,15 +6,18 @@ import re
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from gmf_platform.cli.arguments import Arguments, VerbParser, parse_arguments, shipped_folder
+from gmf_platform.cli.config_check import checked
+from gmf_platform.cli.history import recorded
 from gmf_platform.cli.precheck import check_checkpoint, check_data, check_init_from
 from gmf_platform.cli.restarts import Starts
 from gmf_platform.cli.run_directory import RunDirectory, config_differences, content_hash
-from gmf_platform.cli.sources import Sources, canonical
+from gmf_platform.cli.sources import canonical
 from gmf_platform.cluster.elastic import launched_by_torchrun
 from gmf_platform.errors import ExitCode, UserError
 
@@ -37,7 +40,7 @@ def run(verb: str, argv: Sequence[str]) -> int:
     """Run the verb; see ``fit --help``."""
     parser = fit_parser(verb, "Train. The same command again goes on with the run.")
     arguments = parse_arguments(parser, argv)
-    sources = Sources(arguments)
+    sources = checked(arguments)
     check_data(sources)
     check_checkpoint(arguments.options.ckpt_path)
     folder = RunDirectory(arguments.options.runs / (arguments.options.name or run_name(arguments)))
@@ -121,9 +124,10 @@ def _train(arguments: Arguments, folder: RunDirectory, starts: Starts) -> int:
         if ckpt_path is None:
             _load_initial(experiment, options)
         log.info("run          %s  (tensorboard --logdir %s)", folder.path, folder.path.parent)
-        _summarise(experiment)
-        _fit(experiment, ckpt_path)
-        _finish(experiment, folder)
+        with recorded(folder) if first else nullcontext():
+            _summarise(experiment)
+            _fit(experiment, ckpt_path)
+            _finish(experiment, folder)
     finally:
         folder.release()
     return ExitCode.DONE

@@ -50,7 +50,8 @@ def check_init_from(sources: Sources) -> None:
     Raises:
         UserError: the file is missing; the message says where to get it.
     """
-    given = [e for e in sources.entries if e.key == "init_from" or e.key.startswith("init_from.")]
+    own = [entry for entry in sources.entries if not entry.inside]
+    given = [e for e in own if e.key == "init_from" or e.key.startswith("init_from.")]
     whole = bool(given) and given[-1].key == "init_from"  # what is said last counts
     keys = dict.fromkeys(e.key for e in given if (e.key == "init_from") == whole)
     for key in keys:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from datamodules.pairs import IMAGE_SUFFIXES
 from gmf_platform.cli.arguments import VerbParser, parse_arguments
-from gmf_platform.cli.sources import Sources
+from gmf_platform.cli.config_check import checked
 from gmf_platform.cli.trained import check_weights, load_trained
 from gmf_platform.errors import ExitCode, UserError, counted
 
@@ -40,7 +40,7 @@ def run(verb: str, argv: Sequence[str]) -> int:
             "with --overwrite"
         )
     images = find_images(arguments.options.images)
-    checkpoint = check_weights(arguments, Sources(arguments))
+    checkpoint = check_weights(arguments, checked(arguments))
 
     from gmf_platform.cli.device import check_device
     from gmf_platform.cli.experiment import Experiment

@@ -18,7 +18,7 @@ import yaml
 
 from gmf_platform.errors import UserError
 
-__all__ = ["RunDirectory", "config_differences", "content_hash"]
+__all__ = ["RunDirectory", "config_differences", "content_hash", "flatten"]
 
 # Where the same run may go on although these differ: how it is carried out, not what it computes.
 _MAY_DIFFER = (
@@ -161,7 +161,7 @@ def config_differences(ours: str, theirs: str) -> list[str]:
     Returns:
         One line a key: ``KEY: stored -> now``.
     """
-    new, old = dict(_flatten(yaml.safe_load(ours))), dict(_flatten(yaml.safe_load(theirs)))
+    new, old = dict(flatten(yaml.safe_load(ours))), dict(flatten(yaml.safe_load(theirs)))
     return [
         f"{key}: {old.get(key, '(not set)')} -> {new.get(key, '(not set)')}"
         for key in sorted({*new, *old})
@@ -178,13 +178,14 @@ def _may_differ(key: str) -> bool:
     return any(key == allowed or key.startswith(f"{allowed}.") for allowed in _MAY_DIFFER)
 
 
-def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Canonical keys of a config, each with its value, which is no mapping."""
     if not isinstance(tree, dict):
         yield prefix, tree
         return
     for key, value in tree.items():
         inner = key != "init_args"
-        yield from _flatten(value, ".".join(filter(None, (prefix, key))) if inner else prefix)
+        yield from flatten(value, ".".join(filter(None, (prefix, key))) if inner else prefix)
 
 
 def content_hash(path: Path) -> str:

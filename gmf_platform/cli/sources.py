@@ -6,7 +6,7 @@ is ``model.backbone.variant``, as on the command line.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from omegaconf.errors import OmegaConfBaseException
 from gmf_platform.cli.arguments import Arguments
 from gmf_platform.errors import UserError
 
-__all__ = ["Entry", "Sources", "canonical"]
+__all__ = ["Entry", "Sources", "as_yaml", "canonical"]
+
+_COMMAND_LINE = "command line"
 
 
 @dataclass(frozen=True)
@@ -30,17 +32,35 @@ class Entry:
         value: scalar or list; None for a mapping.
         place: ``FILE:LINE`` or ``command line``.
         mapping: the value is a mapping, whose keys are entries of their own.
+        inside: the key is inside of a value that is an entry of its own, such as a list.
     """
 
     key: str
     value: Any
     place: str
     mapping: bool = False
+    inside: bool = False
 
 
 def canonical(key: str) -> str:
-    """Drop the ``init_args`` of a dotted key."""
-    return ".".join(part for part in key.split(".") if part != "init_args")
+    """Drop the ``init_args`` of a dotted key, and the ``+`` that appends to a list."""
+    return ".".join(part.removesuffix("+") for part in key.split(".") if part != "init_args")
+
+
+def as_yaml(value: Any) -> str:
+    """A value on one line, as a config has it."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case str():
+            return value or '""'
+        case Mapping():
+            return "{" + ", ".join(f"{k}: {as_yaml(v)}" for k, v in value.items()) + "}"
+        case Sequence():
+            return f"[{', '.join(map(as_yaml, value))}]"
+    return str(value)
 
 
 class Sources:
@@ -58,12 +78,15 @@ class Sources:
         for path in arguments.configs:
             self.entries += _read(path)
         for key, value in arguments.overrides:
-            parsed = _scalar(value)
-            self.entries.append(Entry(canonical(key), parsed, "command line"))
+            self.entries += _override(key, value)
 
     def value(self, key: str) -> Any:
         """The value of a canonical key, interpolations resolved; None where none can be told."""
-        final = {entry.key: entry.value for entry in self.entries if not entry.mapping}
+        final = {
+            entry.key: entry.value
+            for entry in self.entries
+            if not entry.mapping and not entry.inside
+        }
         if key not in final:
             return None
         try:
@@ -76,6 +99,10 @@ class Sources:
         except OmegaConfBaseException:
             return None
 
+    def is_mapping(self, key: str) -> bool:
+        """Whether a key was last set to a mapping."""
+        return next((e.mapping for e in reversed(self.entries) if e.key == key), False)
+
     def is_removed(self, key: str) -> bool:
         """Whether a mapping was set to null behind all that was said of it."""
         said = [e for e in self.entries if e.key == key or e.key.startswith(f"{key}.")]
@@ -86,40 +113,74 @@ class Sources:
         return next((e.place for e in reversed(self.entries) if e.key == key), "")
 
 
-def _scalar(text: str) -> Any:
+def _override(key: str, text: str) -> Iterator[Entry]:
+    """A key of the command line, and what is inside its value."""
     try:
-        return yaml.safe_load(text)
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        value = yaml.safe_load(text)
     except yaml.YAMLError:
-        return text
+        node, value = None, text
+    yield Entry(canonical(key), value, _COMMAND_LINE)
+    if node is not None:
+        yield from _inside(node, (key,), lambda _: _COMMAND_LINE)
 
 
-def _read(path: Path) -> list[Entry]:
+def _read(path: Path) -> Iterator[Entry]:
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
+        raise UserError(f"{path}: not valid YAML: {_plainly(error)}") from None
     if not isinstance(root, yaml.MappingNode):
         what = "is empty" if root is None else "is a list or a single value"
         raise UserError(f"{path}: {what}; a config is a mapping of keys to values")
-    return list(_walk(root, (), path))
+    here = Path.cwd()
+    shown = path.relative_to(here) if path.is_relative_to(here) else path
+    return _walk(root, (), lambda node: f"{shown}:{node.start_mark.line + 1}")
 
 
-def _walk(node: yaml.MappingNode, above: Sequence[str], path: Path) -> Iterator[Entry]:
-    lines: dict[str, int] = {}
+def _plainly(error: yaml.YAMLError | UnicodeDecodeError) -> str:
+    """What the YAML parser says, and where, in two lines."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return str(error)
+    mark = error.problem_mark
+    line = (mark.get_snippet(indent=2, max_length=100) or "").splitlines()
+    hint = "; a value with ${...} inside of {} needs quotes" if "${" in "".join(line) else ""
+    return "\n".join([f"line {mark.line + 1}: {error.problem}{hint}", *line])
+
+
+_Place = Callable[[yaml.Node], str]
+
+
+def _walk(
+    node: yaml.MappingNode, above: Sequence[str], place: _Place, *, inside: bool = False
+) -> Iterator[Entry]:
+    places: dict[str, str] = {}
     for key_node, value_node in node.value:
         keys = (*above, str(key_node.value))
-        line = key_node.start_mark.line + 1
-        place = f"{path}:{line}"
-        if keys[-1] in lines:
+        key = canonical(".".join(keys))
+        if keys[-1] in places:
+            line = places[keys[-1]].rpartition(":")[2]
             raise UserError(
-                f"{place}: {canonical('.'.join(keys))} is there already, in line {lines[keys[-1]]}: "
-                "YAML would forget that one; give one of them another name"
+                f"{place(key_node)}: {key} is there already, in line {line}: YAML would forget that "
+                "one; give one of them another name"
             )
-        lines[keys[-1]] = line
-        if not isinstance(value_node, yaml.MappingNode):
-            value = yaml.SafeLoader("").construct_document(value_node)
-            yield Entry(canonical(".".join(keys)), value, place)
+        places[keys[-1]] = place(key_node)
+        if isinstance(value_node, yaml.MappingNode):
+            if keys[-1] != "init_args":
+                yield Entry(key, None, place(key_node), mapping=True, inside=inside)
+            yield from _walk(value_node, keys, place, inside=inside)
             continue
-        if keys[-1] != "init_args":
-            yield Entry(canonical(".".join(keys)), None, place, mapping=True)
-        yield from _walk(value_node, keys, path)
+        value = yaml.SafeLoader("").construct_document(value_node)
+        yield Entry(key, value, place(key_node), inside=inside)
+        yield from _inside(value_node, keys, place)
+
+
+def _inside(node: yaml.Node, keys: Sequence[str], place: _Place) -> Iterator[Entry]:
+    """The entries inside a value: mappings in a list, and a mapping on the command line."""
+    match node:
+        case yaml.SequenceNode(value=items):
+            for number, item in enumerate(items):
+                if isinstance(item, yaml.MappingNode):
+                    yield from _walk(item, (*keys, str(number)), place, inside=True)
+        case yaml.MappingNode():
+            yield from _walk(node, keys, place, inside=True)

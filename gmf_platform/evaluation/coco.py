@@ -26,7 +26,7 @@ from gmf_platform.evaluation.coco_scores import (
 from gmf_platform.evaluation.detection import ImageDetections
 from gmf_platform.evaluation.segmentation import Size
 
-__all__ = ["CocoBackend", "CocoEvaluator"]
+__all__ = ["CocoBackend", "CocoEvaluator", "accumulate", "measured_masks"]
 
 CocoBackend = Literal["faster-coco-eval", "pycocotools"]
 
@@ -145,13 +145,14 @@ class CocoEvaluator:
             self._add(scores, "box", truth, predicted)
             if self.masks:
                 self._check_sizes(truth, found)
-                _add_masks(predicted, found)
+                rles = [rle for image_id in sorted(found) for rle in found[image_id].rles()]
+                measured_masks(predicted, rles)
                 self._add(scores, "mask", truth, predicted)
         return scores
 
     def _add(self, scores: CocoScores, kind: Kind, truth: "_Json", predicted: "_Rows") -> None:
         """Evaluate boxes or masks."""
-        tables = _accumulate(kind, truth, predicted, sorted(self.category_ids), self.backend)
+        tables = accumulate(kind, truth, predicted, sorted(self.category_ids), self.backend)
         scores.values |= summary(kind, tables)
         by_label = tables.categories(np.argsort(np.argsort(self.category_ids)).tolist())
         scores.class_values |= class_values(kind, by_label)
@@ -246,18 +247,26 @@ def _pack(detections: ImageDetections, *, masks: bool) -> _Packed:
     return _Packed(detections.size, boxes, scores, np.array(detections.labels, np.int16), codes)
 
 
-def _add_masks(rows: _Rows, found: Mapping[int, _Packed]) -> None:
-    """Give each row its mask, and the mask's area."""
-    rles = [rle for image_id in sorted(found) for rle in found[image_id].rles()]
+def measured_masks(rows: _Rows, rles: Sequence[dict[str, Any]]) -> _Rows:
+    """Give each annotation its mask, and the mask's area in place of the box's; gives them back."""
     for row, rle in zip(rows, rles, strict=True):
         # One at a time: pycocotools 2.0.11 fails on a list of more than 255 (OverflowError).
         row["segmentation"], row["area"] = rle, float(run_lengths.area(rle))
+    return rows
 
 
-def _accumulate(
+def accumulate(
     kind: Kind, truth: _Json, predicted: _Rows, categories: Sequence[int], backend: CocoBackend
 ) -> PrecisionRecall:
-    """Have a backend match predictions with the truth; categories in rising order."""
+    """Have a backend match predictions with the truth.
+
+    Args:
+        kind: what is matched.
+        truth: ``images``, ``annotations`` and ``categories`` as in COCO's json.
+        predicted: annotations with a score.
+        categories: their ids, rising.
+        backend: who does it.
+    """
     match backend:
         case "faster-coco-eval":
             from faster_coco_eval.core.coco import COCO

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-__all__ = ["MeanIoU", "SegmentationScores"]
+__all__ = ["MeanIoU", "SegmentationScores", "confusion_matrix", "scores_of"]
 
 
 @dataclass
@@ -33,6 +33,37 @@ class SegmentationScores:
             rows.append(f"{name:<{width}}  {_percent(iou)}  {_percent(acc)}")
         rows.append(f"{'mean':<{width}}  {_percent(self.miou)}  {_percent(self.macc)}")
         return "\n".join(rows)
+
+
+def confusion_matrix(
+    prediction: Tensor, target: Tensor, *, num_classes: int, ignore_index: int = 255
+) -> Tensor:
+    """Pixels by true and by predicted label, int64 (K, K).
+
+    Args:
+        prediction: predicted labels, any integer type and shape.
+        target: true labels of the same shape.
+        num_classes: K; labels are 0..K-1.
+        ignore_index: true label of the pixels that do not count.
+    """
+    counted = target != ignore_index
+    truth, guess = target[counted].long(), prediction[counted].long()
+    counts = torch.bincount(truth * num_classes + guess, minlength=num_classes**2)
+    return counts.view(num_classes, num_classes)
+
+
+def scores_of(confusion: Tensor) -> SegmentationScores:
+    """The scores of a confusion matrix (K, K)."""
+    matrix = confusion.double()
+    right, truth, guess = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
+    iou, accuracy = right / (truth + guess - right), right / truth
+    return SegmentationScores(
+        miou=iou.nanmean().item(),
+        macc=accuracy.nanmean().item(),
+        aacc=(right.sum() / truth.sum()).item(),
+        class_iou=iou.tolist(),
+        class_accuracy=accuracy.tolist(),
+    )
 
 
 def _percent(fraction: float) -> str:
@@ -67,21 +98,10 @@ class MeanIoU(Metric):
             prediction: predicted labels, any integer type and shape.
             target: true labels of the same shape; ``ignore_index`` does not count.
         """
-        counted = target != self.ignore_index
-        truth, guess = target[counted].long(), prediction[counted].long()
-        pairs = truth * self.num_classes + guess
-        counts = torch.bincount(pairs, minlength=self.num_classes**2)
-        self.confusion += counts.view(self.num_classes, self.num_classes)
+        self.confusion += confusion_matrix(
+            prediction, target, num_classes=self.num_classes, ignore_index=self.ignore_index
+        )
 
     def compute(self) -> SegmentationScores:
         """Scores of all pixels counted so far."""
-        matrix = self.confusion.double()
-        right, truth, guess = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
-        iou, accuracy = right / (truth + guess - right), right / truth
-        return SegmentationScores(
-            miou=iou.nanmean().item(),
-            macc=accuracy.nanmean().item(),
-            aacc=(right.sum() / truth.sum()).item(),
-            class_iou=iou.tolist(),
-            class_accuracy=accuracy.tolist(),
-        )
+        return scores_of(self.confusion)

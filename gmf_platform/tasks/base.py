@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from gmf_platform.distributed import FSDP, ZeRO
 from gmf_platform.errors import UserError
 from gmf_platform.evaluation.drawing import Compared
+from gmf_platform.evaluation.per_sample import Row
 from gmf_platform.models.norm import NormMode, set_norm_mode
 from gmf_platform.optim import (
     Polynomial,
@@ -284,6 +285,16 @@ class BaseTask(LightningModule):
             outputs: what ``update_scores`` returned for it; ``len(batch["ids"])`` images.
             index: of the image in the batch.
         """
+
+    def sample_scores(self, batch: dict[str, Any], outputs: Any, index: int) -> Row:
+        """Scores of one image, for per_sample.csv; none where a task does not give them.
+
+        Args:
+            batch: of validation or test.
+            outputs: what ``validation_step`` or ``test_step`` returned for it.
+            index: of the image in the batch.
+        """
+        return {}
 
     def is_logged(self) -> bool:
         """Whether what is logged with the training batch at hand is written."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from gmf_platform.evaluation import ClassificationScores, Guesses, TopK, most_probable
 from gmf_platform.evaluation.class_pictures import compare_classes
 from gmf_platform.evaluation.drawing import Compared
+from gmf_platform.evaluation.per_sample import Row, classification_row
 from gmf_platform.models.batch_augment import BatchAugment
 from gmf_platform.models.classifier import Classifier
 from gmf_platform.models.heads import ClassificationHead
@@ -93,6 +94,11 @@ class ClassificationTask(BaseTask):
         (guesses,) = most_probable(outputs["logits"][index, None], count=3)
         truth = self.class_names[int(batch["labels"][index])]
         return compare_classes(unpadded(batch, index), truth, guesses.named(self.class_names))
+
+    def sample_scores(self, batch: dict[str, Any], outputs: dict[str, Any], index: int) -> Row:
+        """Truth and guess of an image, with their probabilities, and its loss."""
+        label = int(batch["labels"][index])
+        return classification_row(outputs["logits"][index], label, self.class_names)
 
     def score_table(self) -> str:
         """The worst classes of the last evaluation."""

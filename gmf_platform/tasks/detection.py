@@ -15,6 +15,7 @@ from gmf_platform.evaluation import (
     ImageDetections,
 )
 from gmf_platform.evaluation.drawing import Compared, compare_detections
+from gmf_platform.evaluation.per_sample import Row, detection_row
 from gmf_platform.models.detector import Detector
 from gmf_platform.tasks.base import BaseTask, HeadFactory, unpadded
 
@@ -107,6 +108,16 @@ class DetectionTask(BaseTask):
         truth = move_data_to_device(batch["truth"][index], "cpu")
         found: ImageDetections = outputs["detections"][index]
         return compare_detections(unpadded(batch, index), truth, found)
+
+    def sample_scores(self, batch: dict[str, Any], outputs: dict[str, Any], index: int) -> Row:
+        """AP of an image, and its worst class."""
+        return detection_row(
+            outputs["detections"][index],
+            move_data_to_device(batch["truth"][index], "cpu"),
+            self.class_names,
+            masks=self.with_masks,
+            backend=self.backend,
+        )
 
     @property
     def main_score(self) -> str:

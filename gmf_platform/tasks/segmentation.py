@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from gmf_platform.evaluation import Inference, MeanIoU, SegmentationScores, WholeImage
 from gmf_platform.evaluation.drawing import Compared, compare_labels, palette
+from gmf_platform.evaluation.per_sample import Row, segmentation_row
 from gmf_platform.models.losses import CrossEntropy
 from gmf_platform.models.segmenter import Segmenter
 from gmf_platform.tasks.base import BaseTask, HeadFactory, unpadded
@@ -97,6 +98,10 @@ class SegmentationTask(BaseTask):
         truth, guess = (x[index].cpu().numpy() for x in (batch["masks"], outputs["labels"]))
         colours = palette(len(self.class_names))
         return compare_labels(unpadded(batch, index), truth, guess, colours)
+
+    def sample_scores(self, batch: dict[str, Any], outputs: dict[str, Any], index: int) -> Row:
+        """IoU and accuracy of an image, and its worst class."""
+        return segmentation_row(outputs["labels"][index], batch["masks"][index], self.class_names)
 
     def evaluation_settings(self) -> dict[str, Any]:
         """How the network is applied to an image."""

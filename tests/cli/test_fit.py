@@ -62,6 +62,7 @@ def test_run_directory(trained):
         "checkpoints/last.ckpt",
         "checkpoints/previous.ckpt",
         "config.yaml",
+        "history.jsonl",
         "log.txt",
         "metrics.jsonl",
         "pictures/validation.png",
