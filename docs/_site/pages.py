@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -11,6 +12,10 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]  # mkdocs runs this file by its path
+
+from keys import keys_page  # noqa: E402
+
 ELSEWHERE = {
     "slurm/README.md": "cluster.md",
     "CHANGELOG.md": "changelog.md",
@@ -25,7 +30,7 @@ LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages whose text is not in docs/."""
     texts = {page: (ROOT / source).read_text() for source, page in ELSEWHERE.items()}
-    texts["reference/configs.md"] = configs_page()
+    texts |= {page: text() for page, text in MADE.items()}
     for page, text in texts.items():
         files.append(File.generated(config, page, content=text))
     return files
@@ -58,6 +63,10 @@ def configs_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+MADE = {"reference/configs.md": configs_page, "reference/keys.md": keys_page}
+"""Pages that are in no file, and what makes their text."""
+
+
 def _anchor(name: PurePosixPath) -> str:
     return str(name).replace("/", "-")
 
@@ -72,7 +81,7 @@ def _link(found: re.Match[str], source: str, page: Page) -> str:
     """A link on the site; its words alone where a file of the repository is no page."""
     words, written, anchor = found[1], found[2], found[3] or ""
     target = os.path.normpath(PurePosixPath(source).parent / written)
-    if not (ROOT / target).exists():
+    if target.removeprefix("docs/") not in MADE and not (ROOT / target).exists():
         raise PluginError(f"{source}: links to {written}, which is not in the repository")
     place = _place(target)
     if place is None:
