@@ -1,0 +1,58 @@
+"""Every block of commands in README, docs and slurm/README does what it says, on small data."""
+
+
+import pytest
+from blocks import PAGES, blocks
+from reader import Reader
+
+FAST = ["docs/quickstart.md"]
+"""Pages that are run on each change; the others with the slow tests."""
+
+
+@pytest.fixture
+def reader(tmp_path, call, samples, monkeypatch):
+    """Makes a reader in a folder of its own."""
+    monkeypatch.setenv("GMF_DATA", str(tmp_path / "data"))
+    return lambda **settings: Reader(tmp_path, call, samples, **settings)
+
+
+@pytest.fixture(scope="session")
+def samples(sample_ade20k, sample_coco, sample_imagenet, tmp_path_factory):
+    """The data sets that pages name under /data/, drawn."""
+    camvid = tmp_path_factory.mktemp("camvid") / "camvid"
+    camvid.mkdir()
+    for part in ("images", "annotations"):
+        (camvid / part).symlink_to(sample_ade20k / part)
+    names = ["grass", "water", "sand", "disc", "square", "triangle", "star", "ring"]
+    (camvid / "classes.txt").write_text("\n".join(names))
+    return {
+        "ADEChallengeData2016": sample_ade20k,
+        "coco": sample_coco,
+        "imagenet": sample_imagenet,
+        "camvid": camvid,
+        "flowers": sample_imagenet / "train",
+    }
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_is_run_or_says_why_not(page):
+    for block in blocks(page):
+        known = block.language in ("bash", "python", "yaml", "text", "toml", "")
+        assert known, f"{block.place}: nothing is known of {block.language}"
+        assert block.reason is None or len(block.reason.split()) > 2, f"{block.place}: why not?"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in FAST])
+def test_configs_and_keys(page, reader):
+    reader(trains=False).follow(page)
+
+
+@pytest.mark.parametrize("page", FAST)
+def test_commands(page, reader):
+    reader(trains=True).follow(page)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in FAST])
+def test_all_commands(page, reader):
+    reader(trains=True).follow(page)
