@@ -13,7 +13,7 @@ PAGES = sorted(
 
 _PROGRAMS = (
     "git make pip python salloc sacct sbatch scancel scontrol sinfo squeue srun tail tar tensorboard "
-    "torchrun source cd export"
+    "torchrun source cd export touch"
 ).split()
 """What a line of a block without a language begins with if it is a command."""
 

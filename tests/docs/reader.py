@@ -148,6 +148,9 @@ class Reader:
                 _check_install([word for word in what if word != "-e"])
             case ["tensorboard", "--logdir", runs]:
                 assert not self.trains or (self.folder / runs).is_dir()
+            case ["touch", file]:
+                (self.folder / file).parent.mkdir(exist_ok=True)
+                (self.folder / file).touch()
             case ["export", *settings]:
                 assert all("=" in word for word in settings)
             case ["tar", *rest]:
@@ -266,7 +269,7 @@ def parse_with(parser, words, folder):
 def _small(resolved, words):
     """The overrides that make a resolved config's run small."""
     overrides = []
-    for key, value in _leaves(yaml.safe_load(resolved)):
+    for key, value in leaves(yaml.safe_load(resolved)):
         new = next((v for pattern, v in SMALL.items() if re.fullmatch(pattern, key)), None)
         if re.fullmatch(r"data\..*\bscale", key) and max(value) > 1:
             new = "[128,64]"
@@ -277,12 +280,12 @@ def _small(resolved, words):
     return overrides
 
 
-def _leaves(tree, above=""):
+def leaves(tree, above=""):
     """The keys of a resolved config as people write them, with their values."""
     for key, value in tree.items():
         name = above if key == "init_args" else f"{above}.{key}".lstrip(".")
         if isinstance(value, dict) and name != "init_from":
-            yield from _leaves(value, name)
+            yield from leaves(value, name)
         else:
             yield name, value
 

@@ -11,7 +11,8 @@ FAST = ["docs/quickstart.md"]
 
 @pytest.fixture
 def reader(tmp_path, call, samples, monkeypatch):
-    """Makes a reader in a folder of its own."""
+    """Makes a reader in a folder of its own, whose modules are found as ``python -m`` does."""
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("GMF_DATA", str(tmp_path / "data"))
     return lambda **settings: Reader(tmp_path, call, samples, **settings)
 
