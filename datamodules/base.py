@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import Dataset
 
 from datamodules.checking import Inspectable
+from datamodules.images import ImageSource, source_size
 from datamodules.layouts import Layout, check_root
 from datamodules.loader import Loader, TrainLoader
 from datamodules.transforms.common_size import CommonSize
@@ -106,8 +107,8 @@ class BaseDataModule(LightningDataModule):
         """Build the data set of a split, indexed by SampleKey; augmented for training or not."""
 
     @abstractmethod
-    def predict_dataset(self, paths: Sequence[Path]) -> Dataset[Any]:
-        """Image files as in evaluation, without targets; samples have a ``path``."""
+    def predict_dataset(self, sources: Sequence[ImageSource]) -> Dataset[Any]:
+        """Images as in evaluation, without targets; the id of a sample is its file's path."""
 
     @abstractmethod
     def collate(self, samples: list[Any], *, training: bool) -> dict[str, Any]:
@@ -215,6 +216,28 @@ class BaseDataModule(LightningDataModule):
         dataset = self.split(split, training=False)
         return Loader(dataset, batches, **self._loading(training=False))
 
+    def resizing(self) -> dict[str, Any]:
+        """How evaluation brings an image to the network's size, for programs without this package.
+
+        Returns:
+            Plain types: ``short`` and ``long``, the sides to fit into; or ``short``, ``centre``
+            (the side of the square that is cut out) and ``interpolation``. Empty: images stay as
+            they are.
+        """
+        return {}
+
+    def predict_groups(self, sources: Sequence[ImageSource]) -> list[list[int]]:
+        """Which images share a batch of prediction, at most ``eval_batch_size``.
+
+        Only images of one size do: padding to a batch mate's would change features.
+        """
+        if self.eval_batch_size == 1:
+            return [[i] for i in range(len(sources))]
+        alike: dict[tuple[int, int], list[int]] = {}
+        for i, source in enumerate(sources):
+            alike.setdefault(source_size(source), []).append(i)
+        return [part for group in alike.values() for part in _parts(group, self.eval_batch_size)]
+
     def image_names(self, split: str) -> list[str]:
         """What each evaluation sample's image is called.
 
@@ -234,18 +257,16 @@ class BaseDataModule(LightningDataModule):
         yield {}
 
     def predict_loader(
-        self, paths: Sequence[Path], *, rank: int = 0, world_size: int = 1
+        self, sources: Sequence[ImageSource], *, rank: int = 0, world_size: int = 1
     ) -> Loader:
-        """Image files one by one: their sizes are anyone's guess."""
-        groups = [[i] for i in range(len(paths))]
-        batches = EvalBatches(groups, rank=rank, world_size=world_size)
-        return Loader(self.predict_dataset(paths), batches, **self._loading(training=False))
+        """The batches of one rank for prediction, each as `predict_groups` has it."""
+        batches = EvalBatches(self.predict_groups(sources), rank=rank, world_size=world_size)
+        return Loader(self.predict_dataset(sources), batches, **self._loading(training=False))
 
     def eval_groups(self, dataset: Dataset[Any]) -> list[list[int]]:
         """Which samples share an evaluation batch: a function of the data set alone."""
-        indices = list(range(len(dataset)))  # type: ignore[arg-type]
         size = 1 if self.common_size else self.eval_batch_size
-        return [indices[i : i + size] for i in range(0, len(indices), size)]
+        return _parts(range(len(dataset)), size)  # type: ignore[arg-type]
 
     def train_dataloader(self) -> TrainLoader:
         """Lightning's hook."""
@@ -277,3 +298,7 @@ class BaseDataModule(LightningDataModule):
             "num_workers": workers,
             "pin_memory": torch.cuda.is_available(),
         }
+
+
+def _parts(indices: Sequence[int], size: int) -> list[list[int]]:
+    return [list(indices[i : i + size]) for i in range(0, len(indices), size)]

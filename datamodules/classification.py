@@ -10,7 +10,15 @@ from torch.utils.data import Dataset
 
 from datamodules.checking import Finding
 from datamodules.class_samples import ClassSamples
-from datamodules.images import DataError, Flaw, Image8, decode_image, read_bytes
+from datamodules.images import (
+    DataError,
+    Flaw,
+    Image8,
+    ImageSource,
+    decode_image,
+    name_of,
+    read_source,
+)
 from datamodules.transforms.classification import CommonTransform, EvalTransform, TrainTransform
 from gmf_platform.distributed.order import SampleKey
 
@@ -58,23 +66,24 @@ class ClassificationDataset(Dataset[dict[str, Any]]):
 
 
 class ImagesOfClasses(Dataset[dict[str, Any]]):
-    """Image files without labels, for prediction; the id of a sample is its path.
+    """Images without labels, for prediction; the id of a sample is its file's path.
 
     Args:
-        paths: image files.
+        sources: image files or images.
         transform: of evaluation.
     """
 
-    def __init__(self, paths: Sequence[Path], transform: EvalTransform) -> None:
-        self.paths, self.transform = paths, transform
+    def __init__(self, sources: Sequence[ImageSource], transform: EvalTransform) -> None:
+        self.sources, self.transform = sources, transform
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.sources)
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         """A sample: image uint8 (H, W, 3), id, size and original_size."""
-        name = str(self.paths[key.sample])
-        return _sample(*self.transform(read_bytes(name), name=name), name)
+        source = self.sources[key.sample]
+        image = read_source(source)
+        return _sample(self.transform.of_image(image), image.shape[:2], name_of(source))
 
 
 def _sample(image: Image8, original_size: tuple[int, int], identity: str) -> dict[str, Any]:

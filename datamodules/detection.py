@@ -22,7 +22,7 @@ from datamodules.detection_datasets import (
     TrainDetections,
 )
 from datamodules.detection_split import DetectionSplit, InspectableDetections, nothing_to_learn
-from datamodules.images import DataError, Flaw
+from datamodules.images import DataError, Flaw, ImageSource
 from datamodules.transforms.detection import (
     DetectionSample,
     DetectionTransform,
@@ -147,9 +147,13 @@ class DetectionDataModule(BaseDataModule):
             images, self.transform, seed=self.seed, paste=self.copy_paste, opening=opening
         )
 
-    def predict_dataset(self, paths: Sequence[Path]) -> DetectionImages:
-        """Image files as in evaluation."""
-        return DetectionImages(paths, self._eval_scales())
+    def predict_dataset(self, sources: Sequence[ImageSource]) -> DetectionImages:
+        """Images as in evaluation."""
+        return DetectionImages(sources, self._eval_scales())
+
+    def resizing(self) -> dict[str, Any]:
+        """The two sides."""
+        return {"short": self.short, "long": self.long}
 
     def inspectable(self, split: str) -> InspectableDetections:
         """The split for `check-data`."""

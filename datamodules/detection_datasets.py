@@ -3,14 +3,13 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import Dataset
 
 from datamodules.detection_split import DetectionSplit
-from datamodules.images import Image8, read_image
+from datamodules.images import Image8, ImageSource, name_of, read_source
 from datamodules.transforms.adapter import generators
 from datamodules.transforms.common_size import CommonSize
 from datamodules.transforms.copy_paste import copy_paste
@@ -165,23 +164,23 @@ class EvalDetections(Dataset[dict[str, Any]]):
 
 
 class DetectionImages(Dataset[dict[str, Any]]):
-    """Image files as in evaluation, without objects; the id of a sample is its path.
+    """Images as in evaluation, without objects; the id of a sample is its file's path.
 
     Args:
-        paths: image files.
+        sources: image files or images.
         scales: see EvalDetections.
     """
 
-    def __init__(self, paths: Sequence[Path], scales: Sequence[tuple[int, int]]) -> None:
-        self.paths, self.scales = paths, scales
+    def __init__(self, sources: Sequence[ImageSource], scales: Sequence[tuple[int, int]]) -> None:
+        self.sources, self.scales = sources, scales
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.sources)
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         """A sample: id, original_size, image, size, and with several scales scaled."""
-        path = self.paths[key.sample]
-        return {"id": str(path)} | _fitted(read_image(path), self.scales)
+        source = self.sources[key.sample]
+        return {"id": name_of(source)} | _fitted(read_source(source), self.scales)
 
 
 def _fitted(image: Image8, scales: Sequence[tuple[int, int]]) -> dict[str, Any]:

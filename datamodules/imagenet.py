@@ -22,10 +22,9 @@ from datamodules.classification import (
     collate_images,
 )
 from datamodules.held_out import check_fraction, chosen_by_hash, listed_names, write_list
-from datamodules.images import DataError, Flaw
+from datamodules.images import DataError, Flaw, ImageSource
 from datamodules.labels import read_class_names
 from datamodules.layouts import LAYOUTS
-from datamodules.loader import Loader
 from datamodules.shards import ShardSamples, Split, find_shards
 from datamodules.transforms.classification import (
     CommonTransform,
@@ -34,7 +33,7 @@ from datamodules.transforms.classification import (
     TrainTransform,
 )
 from datamodules.val_labels import find_val_labels, read_val_labels
-from gmf_platform.distributed.order import EvalBatches, SampleOrder
+from gmf_platform.distributed.order import SampleOrder
 from gmf_platform.errors import UserError
 
 __all__ = ["ImageNet"]
@@ -215,17 +214,22 @@ class ImageNet(BaseDataModule):
         samples = self.samples(split)
         return [Path(samples.id(index)).stem for index in range(len(samples))]
 
-    def predict_dataset(self, paths: Sequence[Path]) -> ImagesOfClasses:
-        """Image files with the evaluation transform."""
-        return ImagesOfClasses(paths, self._eval_transform)
+    def predict_dataset(self, sources: Sequence[ImageSource]) -> ImagesOfClasses:
+        """Images with the evaluation transform."""
+        return ImagesOfClasses(sources, self._eval_transform)
 
-    def predict_loader(
-        self, paths: Sequence[Path], *, rank: int = 0, world_size: int = 1
-    ) -> Loader:
-        """Image files in batches, since all come out at one size."""
-        dataset = self.predict_dataset(paths)
-        batches = EvalBatches(self.eval_groups(dataset), rank=rank, world_size=world_size)
-        return Loader(dataset, batches, **self._loading(training=False))
+    def resizing(self) -> dict[str, Any]:
+        """Short side, cut and kernel."""
+        transform = self._eval_transform
+        return {
+            "short": transform.resize,
+            "centre": transform.image_size,
+            "interpolation": transform.interpolation,
+        }
+
+    def predict_groups(self, sources: Sequence[ImageSource]) -> list[list[int]]:
+        """Neighbours share a batch, since all come out at one size."""
+        return self.eval_groups(self.predict_dataset(sources))
 
     def collate(self, samples: list[Any], *, training: bool) -> dict[str, Any]:
         """Join samples; see collate_images."""

@@ -18,19 +18,25 @@ __all__ = [
     "DataError",
     "Flaw",
     "Image8",
+    "ImageSource",
     "LabelMap",
     "broken",
     "decode_image",
     "image_size",
+    "name_of",
     "orientation_of",
     "read_bytes",
     "read_colours",
     "read_image",
     "read_mask",
+    "read_source",
+    "source_size",
 ]
 
 Image8: TypeAlias = npt.NDArray[np.uint8]
 """An image (H, W, 3), RGB."""
+ImageSource: TypeAlias = Path | Image8
+"""An image file, or an image itself."""
 LabelMap: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 """A mask (H, W) of label numbers."""
 ColourMap: TypeAlias = npt.NDArray[np.int32]
@@ -116,6 +122,29 @@ def decode_image(data: bytes, path: str | Path, *, upright: bool = True) -> Imag
         _load_strictly(path, data)  # says better than OpenCV what is wrong, if it sees it too
         raise DataError(f"{path}: cannot be decoded: OpenCV finds it damaged. Replace the file.")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image).astype(np.uint8, copy=False)
+
+
+def read_source(source: ImageSource) -> Image8:
+    """The image itself, read by :func:`read_image` if it is a file.
+
+    Raises:
+        DataError: The file is missing, empty, cut off, or no image.
+    """
+    return read_image(source) if isinstance(source, Path) else source
+
+
+def source_size(source: ImageSource) -> tuple[int, int]:
+    """Height and width in pixels; of a file from its header alone.
+
+    Raises:
+        DataError: The file is missing, empty or no image.
+    """
+    return image_size(source) if isinstance(source, Path) else source.shape[:2]
+
+
+def name_of(source: ImageSource) -> str:
+    """A file's path; empty for an image in memory."""
+    return str(source) if isinstance(source, Path) else ""
 
 
 def read_mask(path: str | Path) -> LabelMap:

@@ -1,14 +1,13 @@
 """Data sets of several tasks, joined to one."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
 
 from datamodules.base import BaseDataModule, default_workers
 from datamodules.classification import collate_images
-from datamodules.images import read_image
+from datamodules.images import ImageSource, name_of, read_source
 from datamodules.joint_loader import JointLoader, JointTrainLoader, together
 from datamodules.transforms.common_size import CommonSize
 from gmf_platform.distributed.order import BatchPlan, SampleKey
@@ -19,25 +18,26 @@ __all__ = ["MultiTask"]
 
 
 class JointImages(Dataset[dict[str, Any]]):
-    """Image files at a size for all tasks; the id of a sample is its path.
+    """Images at a size for all tasks; the id of a sample is its file's path.
 
     Args:
-        paths: image files.
+        sources: image files or images.
         size: makes it.
     """
 
-    def __init__(self, paths: Sequence[Path], size: CommonSize) -> None:
-        self.paths, self.common_size = paths, size
+    def __init__(self, sources: Sequence[ImageSource], size: CommonSize) -> None:
+        self.sources, self.common_size = sources, size
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.sources)
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         """A sample: image uint8 (H, W, 3), id, size and original_size."""
-        image = read_image(self.paths[key.sample])
+        source = self.sources[key.sample]
+        image = read_source(source)
         resized = self.common_size(image)
         sizes = {"size": resized.shape[:2], "original_size": image.shape[:2]}
-        return {"id": str(self.paths[key.sample]), "image": resized} | sizes
+        return {"id": name_of(source), "image": resized} | sizes
 
 
 class MultiTask(BaseDataModule):
@@ -136,9 +136,9 @@ class MultiTask(BaseDataModule):
         """
         raise UserError("data: name one of data.tasks by a config of its own")
 
-    def predict_dataset(self, paths: Sequence[Path]) -> JointImages:
-        """Image files at the joint size."""
-        return JointImages(paths, self.joint_size)
+    def predict_dataset(self, sources: Sequence[ImageSource]) -> JointImages:
+        """Images at the joint size."""
+        return JointImages(sources, self.joint_size)
 
     def collate(self, samples: list[Any], *, training: bool) -> dict[str, Any]:
         """Join samples of `predict_dataset`."""

@@ -18,7 +18,16 @@ from datamodules.histogram import (
     value_histogram,
     what_is_wrong,
 )
-from datamodules.images import DataError, Flaw, Image8, image_size, read_image
+from datamodules.images import (
+    DataError,
+    Flaw,
+    Image8,
+    ImageSource,
+    image_size,
+    name_of,
+    read_image,
+    read_source,
+)
 from datamodules.labels import IGNORE, LabelCode
 from datamodules.pairs import Pairing
 from datamodules.transforms import AtCommonSize, Augmentation, eval_transform, train_transform
@@ -95,23 +104,24 @@ class SegmentationDataset(Dataset[dict[str, Any]]):
 
 
 class ImageFiles(Dataset[dict[str, Any]]):
-    """Image files without labels, for prediction; the id of a sample is its path.
+    """Images without labels, for prediction; the id of a sample is its file's path.
 
     Args:
-        paths: image files.
+        sources: image files or images.
         transform: of evaluation.
     """
 
-    def __init__(self, paths: Sequence[Path], transform: Augmentation) -> None:
-        self.paths, self.transform = paths, transform
+    def __init__(self, sources: Sequence[ImageSource], transform: Augmentation) -> None:
+        self.sources, self.transform = sources, transform
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.sources)
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         """A sample: image uint8 (H, W, 3), id, size and original_size."""
-        image = read_image(self.paths[key.sample])
-        about = {"id": str(self.paths[key.sample]), "original_size": image.shape[:2]}
+        source = self.sources[key.sample]
+        image = read_source(source)
+        about = {"id": name_of(source), "original_size": image.shape[:2]}
         return about | self.transform(image=image, seed=(0,))
 
 
@@ -274,9 +284,13 @@ class SegmentationDataModule(BaseDataModule):
         seed = self.seed if training else None
         return SegmentationDataset(pairs, transform, code=self.code, seed=seed)
 
-    def predict_dataset(self, paths: Sequence[Path]) -> ImageFiles:
-        """Image files with the evaluation transform."""
-        return ImageFiles(paths, self._eval_transform())
+    def predict_dataset(self, sources: Sequence[ImageSource]) -> ImageFiles:
+        """Images with the evaluation transform."""
+        return ImageFiles(sources, self._eval_transform())
+
+    def resizing(self) -> dict[str, Any]:
+        """The two sides."""
+        return {"short": min(self.scale), "long": max(self.scale)}
 
     def inspectable(self, split: str) -> InspectablePairs:
         """The split for `check-data`."""

@@ -61,7 +61,7 @@ class EvalTransform:
                 f"data.eval_resize: a short side of {resize} pixels is less than "
                 f"data.image_size {image_size}"
             )
-        self.image_size, self.resize = image_size, resize
+        self.image_size, self.resize, self.interpolation = image_size, resize, interpolation
         self.resample = _PILLOW[interpolation]
 
     def __call__(self, data: bytes, *, name: str) -> tuple[Image8, tuple[int, int]]:
@@ -78,6 +78,10 @@ class EvalTransform:
             DataError: the file is damaged.
         """
         image = decode_image(data, name)
+        return self.of_image(image), image.shape[:2]
+
+    def of_image(self, image: Image8) -> Image8:
+        """Transform an image (H, W, 3) to (image_size, image_size, 3)."""
         height, width = image.shape[:2]
         # The long side is cut off, not rounded, and the middle rounded, as torchvision has it.
         short = min(height, width)
@@ -85,7 +89,7 @@ class EvalTransform:
         picture = Image.fromarray(image).resize((width, height), self.resample)
         left, top = (round((side - self.image_size) / 2) for side in (width, height))
         box = (left, top, left + self.image_size, top + self.image_size)
-        return np.array(picture.crop(box)), image.shape[:2]
+        return np.array(picture.crop(box))
 
 
 class CommonTransform:

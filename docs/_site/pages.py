@@ -14,7 +14,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]  # mkdocs runs this file by its path
 
-from keys import keys_page  # noqa: E402
+from keys import keys_page
 
 ELSEWHERE = {
     "slurm/README.md": "cluster.md",
@@ -36,9 +36,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(
-    markdown: str, /, *, page: Page, config: MkDocsConfig, files: Files
-) -> str:
+def on_page_markdown(markdown: str, /, *, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Make links that are right in the repository right on the site."""
     source = SOURCES.get(page.file.src_uri, f"docs/{page.file.src_uri}")
     return "".join(
@@ -59,7 +57,14 @@ def configs_page() -> str:
     folder = ROOT / "configs"
     for path in sorted(folder.rglob("*.yaml"), key=lambda p: (p.parent != folder, p)):
         name = path.relative_to(folder).with_suffix("")
-        lines += ["", f"## {name} {{#{_anchor(name)}}}", "", "```yaml", path.read_text().rstrip(), "```"]
+        lines += [
+            "",
+            f"## {name} {{#{_anchor(name)}}}",
+            "",
+            "```yaml",
+            path.read_text().rstrip(),
+            "```",
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -73,7 +78,9 @@ def _anchor(name: PurePosixPath) -> str:
 
 def _parts(markdown: str) -> Iterator[tuple[str, bool]]:
     """Stretches of a page, and whether each is a fenced block."""
-    for number, part in enumerate(re.split(r"(^```.*?^```\n?)", markdown, flags=re.M | re.S)):
+    for number, part in enumerate(
+        re.split(r"(^```.*?^```\n?)", markdown, flags=re.MULTILINE | re.DOTALL)
+    ):
         yield part, number % 2 == 1
 
 

@@ -166,6 +166,7 @@ class RunCheckpoint(Checkpoint):
         """
         if self.validated_step == trainer.global_step:
             return
+        log.info("going on at step %d of %d", trainer.global_step, trainer.max_steps)
         trainer.validate(trainer.lightning_module, trainer.datamodule, verbose=False)  # type: ignore[attr-defined]
         if self._take_score(trainer):
             self._keep_best(trainer)

@@ -54,8 +54,9 @@ class Progress(Callback):
         )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report the scores, or those that the task has in front."""
-        if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
+        """Report a run's scores, or those that the task has in front."""
+        in_run = trainer.global_step > 0  # the last one may be made up for after the training loop
+        if trainer.sanity_checking or not in_run or not trainer.is_global_zero:
             return
         scores = {k: v for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         first = {f"val/{name}" for name in getattr(pl_module, "headline", ())}

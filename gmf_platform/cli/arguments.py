@@ -1,10 +1,13 @@
 """What a command line says: the verb's own options, config files, and overrides of keys."""
 
 import argparse
+import atexit
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import Any
 
 from gmf_platform.cli.task_overlays import is_removal, overlaid
@@ -114,13 +117,16 @@ def parse_arguments(parser: VerbParser, argv: Sequence[str]) -> Arguments:
     """Split a command line.
 
     Raises:
-        UserError: an option without a value, a stray word, or a config that is not there.
+        UserError: an option without a value, a stray word, or a config that is not there. A
+            checkpoint brings its own where none is named.
     """
     options, rest = parser.parse_known_args(argv)
     configs = [find_config(name) for name in options.config]
     run: Path | None = getattr(options, "run", None)
     if run is not None:
         configs.insert(0, config_of(run))
+    elif not configs and hasattr(options, "allow_random") and options.ckpt_path is not None:
+        configs.append(_config_in(options.ckpt_path))
     if not configs:
         names = ", ".join(sorted(path.stem for path in shipped_folder("configs").glob("*.yaml")))
         raise UserError(f"--config is missing; shipped configs: {names}")
@@ -184,3 +190,22 @@ def config_of(run: Path) -> Path:
     if not config.is_file():
         raise UserError(f"--run {run}: there is no run, since {config} does not exist")
     return config
+
+
+def _config_in(checkpoint: Path) -> Path:
+    """The config of the run that a checkpoint lies in, or the one that it holds."""
+    beside = checkpoint.resolve().parent.parent / "config.yaml"
+    if beside.is_file():
+        return beside
+    from gmf_platform.cli.precheck import check_checkpoint
+    from gmf_platform.models.weights import read_facts
+
+    check_checkpoint(checkpoint)
+    config = read_facts(checkpoint).get("config")
+    if config is None:
+        raise UserError(f"--config is missing: {checkpoint} does not hold that of its run")
+    folder = mkdtemp()
+    atexit.register(rmtree, folder, ignore_errors=True)
+    path = Path(folder) / f"{checkpoint.stem}.yaml"
+    path.write_text(config, encoding="utf-8")
+    return path

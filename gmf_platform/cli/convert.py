@@ -1,5 +1,6 @@
 """convert: weights of any origin to one safetensors file."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ def run(verb: str, argv: Sequence[str]) -> int:
     parser = PlainParser(
         verb,
         "Weights of any origin (our checkpoints, the authors' files, birder's, safetensors) to one "
-        "safetensors file with the authors' names, which init_from takes.",
+        "safetensors file with the authors' names, which init_from and gmf_platform.load take.",
     )
     parser.add_argument("source", type=Path, metavar="IN")
     parser.add_argument("target", type=Path, metavar="OUT.safetensors")
@@ -27,12 +28,14 @@ def run(verb: str, argv: Sequence[str]) -> int:
 
     from safetensors.torch import save_file
 
+    from gmf_platform.models.weight_files import FACTS, read_facts
     from gmf_platform.models.weights import find_variant, read_state_dict
 
     tensors = {name: value.contiguous() for name, value in read_state_dict(options.source).items()}
     options.target.parent.mkdir(parents=True, exist_ok=True)
     temporary = options.target.with_name(f".{options.target.name}.partial")
-    save_file(tensors, temporary)
+    facts = read_facts(options.source)
+    save_file(tensors, temporary, metadata={FACTS: json.dumps(facts)} if facts else None)
     temporary.replace(options.target)
     variant = find_variant(tensors) or "of no known variant"
     print(f"{options.target}: {len(tensors)} tensors, GroupMixFormer {variant}")

@@ -8,7 +8,7 @@ import torch
 from gmf_platform.cluster.surroundings import driver_version
 from gmf_platform.errors import UserError
 
-__all__ = ["check_device", "default_precision"]
+__all__ = ["check_device"]
 
 _DEVICES = Path("/dev")  # a container that was given no GPU sees the driver but no device
 
@@ -34,11 +34,3 @@ def check_device(accelerator: str) -> None:
         "  - install the torch build for your driver: docs/installation.md says which\n"
         "  - or train on the CPU knowingly: --trainer.accelerator cpu"
     )
-
-
-def default_precision(accelerator: str) -> str:
-    """bf16 where the device has it, float16 with loss scaling on older GPUs, float32 on CPUs."""
-    if accelerator == "cpu" or not torch.cuda.is_available():
-        return "32-true"
-    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16-mixed" if has_bf16 else "16-mixed"

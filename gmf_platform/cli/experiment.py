@@ -22,12 +22,13 @@ from gmf_platform import callbacks as our_callbacks
 from gmf_platform.callbacks import Progress
 from gmf_platform.cli.arguments import Arguments
 from gmf_platform.cli.config_check import CALLBACKS, checked
-from gmf_platform.cli.device import default_precision
 from gmf_platform.cli.launch import as_launched
 from gmf_platform.cli.parser_errors import interpolation_error, shortened
 from gmf_platform.cli.precheck import NO_WEIGHTS
+from gmf_platform.deploy.trained import take_classes
 from gmf_platform.distributed.checkpoint_io import AtomicCheckpointIO
 from gmf_platform.errors import UserError
+from gmf_platform.models.precision import default_precision
 from gmf_platform.models.weights import LoadReport, load_part, load_weights, read_facts
 from gmf_platform.tasks import BaseTask
 
@@ -186,6 +187,7 @@ class Experiment:
         torch.set_float32_matmul_precision("high")  # TF32 in what float32 remains
         built = self.cli.build()
         self.datamodule, self.task = built.data, built.model
+        self.task.config = self.yaml
         callbacks = [] if quiet else [built[key] for key in CALLBACKS]
         callbacks += [] if quiet else [Progress(built.throughput)]
         precision = trainer_keys.precision or default_precision(trainer_keys.accelerator)
@@ -229,9 +231,7 @@ class Experiment:
 
     def take_classes(self, path: Path) -> None:
         """Take the class names from a checkpoint of ours: the data may not be at hand."""
-        names = read_facts(path).get("class_names")
-        if names and "classes" in self.config.data.init_args:
-            self.config.data.init_args.classes = names
+        take_classes(self.config.data, read_facts(path))
 
     def plan_training(self) -> None:
         """Set the trainer's numbers, which are in batches, from the config's optimiser steps.

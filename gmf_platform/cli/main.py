@@ -30,6 +30,7 @@ VERBS = {
     "check-data": "open every sample of a data set, and tell what is wrong with it",
     "new": "look at your data and write a config for it",
     "convert": "weights of any origin to one safetensors file",
+    "export": "a trained model as ONNX, compared with PyTorch; with a script that runs it",
     "sample-data": "draw a small data set in an official layout",
     "shard-data": "copy a data set into tar shards, for shared file systems",
 }

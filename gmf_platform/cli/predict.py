@@ -12,7 +12,7 @@ from gmf_platform.cli.trained import check_weights, load_trained
 from gmf_platform.errors import ExitCode, UserError, counted
 
 if TYPE_CHECKING:
-    from gmf_platform.deploy.writers import PredictionWriter
+    from gmf_platform.deploy.writers import JointWriter, PredictionWriter
     from gmf_platform.tasks import BaseTask
 
 __all__ = ["find_images", "run"]
@@ -55,7 +55,9 @@ def run(verb: str, argv: Sequence[str]) -> int:
     load_trained(experiment, checkpoint, arguments.options)
     trainer = experiment.trainer
     make_writer = _writer(experiment.task, checkpoint or experiment.init_from)
-    writer = make_writer(output, images, experiment.task.class_names)
+    writer: PredictionWriter | JointWriter = make_writer(
+        output, images, experiment.task.class_names
+    )
     _spare_images(writer, images)
     trainer.callbacks.append(writer)  # type: ignore[attr-defined]
     loader = experiment.datamodule.predict_loader(
@@ -68,14 +70,14 @@ def run(verb: str, argv: Sequence[str]) -> int:
     return ExitCode.DONE
 
 
-def _writer(task: "BaseTask", weights: Path | None) -> "Callable[..., PredictionWriter]":
+def _writer(task: "BaseTask", weights: Path | None) -> Callable[..., Any]:
     """What writes a task's predictions; a checkpoint tells how COCO's results name its classes."""
     from gmf_platform.models.weights import read_facts
 
     return _writer_of(task, {} if weights is None or not weights.exists() else read_facts(weights))
 
 
-def _writer_of(task: "BaseTask", facts: Mapping[str, Any]) -> "Callable[..., PredictionWriter]":
+def _writer_of(task: "BaseTask", facts: Mapping[str, Any]) -> Callable[..., Any]:
     from gmf_platform.deploy import writers
     from gmf_platform.tasks import ClassificationTask, DetectionTask, MultiTask, SegmentationTask
 
@@ -95,7 +97,7 @@ def _writer_of(task: "BaseTask", facts: Mapping[str, Any]) -> "Callable[..., Pre
     raise UserError(f"model.class_path: nothing here writes what {type(task).__name__} predicts")
 
 
-def _spare_images(writer: "PredictionWriter", images: Mapping[Path, Path]) -> None:
+def _spare_images(writer: "PredictionWriter | JointWriter", images: Mapping[Path, Path]) -> None:
     for source, name in images.items():
         written = (
             part.output / name.with_name(f"{name.name}{suffix}")

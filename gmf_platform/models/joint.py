@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gmf_platform.errors import UserError
-from gmf_platform.models.norm import BatchNorm, split_statistics
+from gmf_platform.models.norm import BatchNorm, split_statistics, take_split_statistics
 
 __all__ = ["JointModel", "Part"]
 
@@ -82,6 +83,15 @@ class JointModel(nn.Module):
             self._seen = images, features
         return features
 
+    def apart(self, name: str) -> nn.Module:
+        """A copy of a task's model that is whole without the others: with a backbone of its own."""
+        backbone = deepcopy(self.backbone)
+        if self._split_norms:
+            take_split_statistics(backbone, name, self.names)
+        model = self.get_submodule(name)
+        stand_in: nn.Module = model.backbone  # type: ignore[assignment]
+        return deepcopy(model, {id(stand_in): backbone})
+
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the backbone in place; arguments are those of ``torch.compile``."""
         self.backbone.compile(*args, **kwargs)
@@ -112,6 +122,10 @@ class Part:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the task's model."""
         return self._joint(self._name, *args, **kwargs)
+
+    def apart(self) -> nn.Module:
+        """See `JointModel.apart`."""
+        return self._joint.apart(self._name)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # of a copy that is being made, or none of a model's own

@@ -20,9 +20,12 @@ __all__ = [
     "split_statistics",
     "statistics_estimated",
     "statistics_kept",
+    "take_split_statistics",
 ]
 
 NormMode = Literal["sync", "train", "frozen"]
+
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class BatchTooSmallError(UserError):
@@ -104,8 +107,9 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         """Mean, variance and count of the set in use."""
         if not self.used_statistics:
             return self.running_mean, self.running_var, self.num_batches_tracked
-        kinds = ("running_mean", "running_var", "num_batches_tracked")
-        mean, var, batches = (getattr(self, f"{kind}_{self.used_statistics}") for kind in kinds)
+        mean, var, batches = (
+            getattr(self, f"{kind}_{self.used_statistics}") for kind in _STATISTICS
+        )
         return mean, var, batches
 
     @torch.no_grad()
@@ -159,9 +163,25 @@ def split_statistics(module: nn.Module, names: Iterable[str]) -> list[BatchNorm]
     norms = list(_batch_norms(module))
     for norm in norms:
         for name in names:
-            for kind in ("running_mean", "running_var", "num_batches_tracked"):
+            for kind in _STATISTICS:
                 norm.register_buffer(f"{kind}_{name}", getattr(norm, kind).clone())
     return norms
+
+
+def take_split_statistics(module: nn.Module, name: str, names: Iterable[str]) -> None:
+    """Undo `split_statistics`: each `BatchNorm` inside ``module`` keeps the set of one name.
+
+    Args:
+        module: whose norms have a set for each of ``names``.
+        name: of the set to keep.
+        names: of all sets.
+    """
+    for norm in _batch_norms(module):
+        norm.used_statistics = ""
+        for kind in _STATISTICS:
+            getattr(norm, kind).copy_(getattr(norm, f"{kind}_{name}"))
+            for each in names:
+                delattr(norm, f"{kind}_{each}")
 
 
 @contextmanager

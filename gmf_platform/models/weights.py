@@ -1,24 +1,18 @@
 """Weights of any origin into a model, and a report of what went where."""
 
-import argparse
 import re
-import warnings
-import zipfile
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from gmf_platform.errors import UserError
 from gmf_platform.models.backbones.groupmixformer import VARIANTS
 from gmf_platform.models.heads.classification import ClassificationHead
-from gmf_platform.models.weight_folders import read_folder
+from gmf_platform.models.weight_files import read_content, read_facts
 from gmf_platform.models.weight_names import official_name, task_statistics, unknown_parts
 
 __all__ = [
@@ -31,10 +25,6 @@ __all__ = [
     "read_facts",
     "read_state_dict",
 ]
-
-_PLAIN = [(OrderedDict, "yacs.config.CfgNode"), argparse.Namespace]
-"""Settings that training checkpoints carry beside their tensors: read as plain dictionaries, so
-that the class itself is neither needed nor called."""
 
 Shape = tuple[int, ...]
 
@@ -156,21 +146,6 @@ def load_part(
     return report
 
 
-def read_facts(path: Path) -> dict[str, Any]:
-    """What a checkpoint of ours says beside its tensors.
-
-    Returns:
-        ``global_step`` and ``class_names``; nothing for files of another origin.
-
-    Raises:
-        UserError: the file is damaged, or asks to run code.
-    """
-    content = _content(path)
-    if not isinstance(content, Mapping) or "gmf_platform" not in content:
-        return {}
-    return {"global_step": content["global_step"], **content["gmf_platform"]}
-
-
 def check_resumable(model: nn.Module, path: str | Path) -> None:
     """Check that a run of ``model`` can go on from a file, before Lightning is given it.
 
@@ -178,7 +153,7 @@ def check_resumable(model: nn.Module, path: str | Path) -> None:
         UserError: the file is damaged, holds weights alone, or is of another model.
     """
     path = Path(path)
-    content = _content(path)
+    content = read_content(path)
     if not isinstance(content, Mapping) or "loops" not in content:
         raise UserError(
             f"--ckpt_path {path}: the file holds weights alone, not the state of a run: begin from "
@@ -225,7 +200,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], bool]:
     """The tensors of a file, and whether they are a moving average."""
     if not path.exists():
         raise UserError(f"Weights {path}: the path does not exist. Give that of a weights file.")
-    content = _content(path)
+    content = read_content(path)
     tensors = {
         official_name(name): value
         for name, value in _state_dict_in(content).items()
@@ -345,56 +320,6 @@ def _refuse_partial_backbone(report: LoadReport) -> None:
             f"have another size there ({some}). Give a file of this backbone, or --allow-partial "
             f"if that is meant.\n{report}"
         )
-
-
-def _content(path: Path) -> Any:
-    """What a file, or a folder of shards, holds."""
-    if path.is_dir():
-        return read_folder(path)
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _unpickle(path)
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"Weights {path}: not a readable safetensors file ({error}).") from error
-
-
-def _unpickle(path: Path) -> Any:
-    try:
-        mmap = zipfile.is_zipfile(path)  # the format of torch.save since 1.6 can be mapped
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_PLAIN):  # type: ignore[arg-type]  # pairs too
-            warnings.filterwarnings("ignore", "Detected pickle protocol")  # an error says it
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # a damaged pickle can fail in any way
-        refused = re.search(r"GLOBAL (\w+\.[\w.]+)", str(error))
-        if refused is None and _is_strange_pickle(path, error):
-            raise UserError(
-                f"Weights {path}: refused, nothing was run. The file is a pickle that torch.save "
-                "has not written, and such files can do harm. If you trust its origin, save its "
-                "state dict alone, as .safetensors or with torch.save, and give that."
-            ) from error
-        if refused is None:
-            # The first sentence: the next ones of torch advise to switch the safety off.
-            sentence, *_ = re.split(r"[.]\s", str(error))
-            reason = f"{type(error).__name__}: {sentence}" if sentence else "it ends too early"
-            raise UserError(
-                f"Weights {path}: not a readable file of torch.save or safetensors, or damaged "
-                f"({reason})."
-            ) from error
-        raise UserError(
-            f"Weights {path}: refused, nothing was run. To load, the file asks to call "
-            f"{refused[1]}, and files can do harm that way; only tensors and plain types "
-            "(numbers, text, lists, dicts) are read. If you trust its origin, save its state dict "
-            "alone, as .safetensors or with torch.save, and give that."
-        ) from error
-
-
-def _is_strange_pickle(path: Path, error: Exception) -> bool:
-    """Whether torch has refused a pickle of a protocol that it does not write, from 4 on."""
-    with path.open("rb") as file:
-        return file.read(1) == b"\x80" and "Unsupported operand" in str(error)
 
 
 def _state_dict_in(content: Any) -> Mapping[str, Any]:

@@ -77,6 +77,7 @@ class BaseTask(LightningModule):
         seed: of everything random on the device, with the step and the process.
 
     Attributes:
+        config: the resolved one (YAML) that this is built from, for checkpoints; None: unknown.
         batch_losses: of the training batch at hand, by name; ``loss`` is their sum.
         headline: scores to be named after each validation of a run; none: all of them.
     """
@@ -109,6 +110,8 @@ class BaseTask(LightningModule):
         self.layer_decay, self.lr_factors = layer_decay, lr_factors
         self.frozen_stages, self._frozen = frozen_stages, list[nn.Module]()
         self.norm, self.compiled, self.seed = norm, compile, seed
+        self.config: str | None = None
+        self._scored: tuple[int, dict[str, float]] = (-1, {})
         self.batch_losses: dict[str, Tensor] = {}
         self._step_losses: dict[str, Tensor | float] = {}
 
@@ -274,7 +277,10 @@ class BaseTask(LightningModule):
 
     def log_scores(self, split: str) -> None:
         """Compute the scores and log them under ``val/`` or ``test/``."""
-        self.log_dict({f"{split}/{name}": x for name, x in self.compute_scores().items()})
+        scores = {f"{split}/{name}": x for name, x in self.compute_scores().items()}
+        self.log_dict(scores)
+        if split == "val" and not self.trainer.sanity_checking:
+            self._scored = self.global_step, scores
 
     @abstractmethod
     def compared(self, batch: dict[str, Any], outputs: Any, index: int) -> Compared:
@@ -355,8 +361,14 @@ class BaseTask(LightningModule):
         return {"class_names": self.class_names}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what a model needs beyond its tensors."""
-        checkpoint["gmf_platform"] = self.facts(getattr(self._trainer, "datamodule", None))
+        """Keep what a model needs beyond its tensors, and how well it did."""
+        facts = self.facts(getattr(self._trainer, "datamodule", None))
+        if self.config is not None:
+            facts["config"] = self.config
+        step, scores = self._scored
+        if step == self.global_step:
+            facts["scores"] = scores
+        checkpoint["gmf_platform"] = facts
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let a run go on with another accumulation, as it must on another number of devices.

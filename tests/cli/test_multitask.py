@@ -104,6 +104,19 @@ def test_validate_gives_what_fit_has_logged(average, fitted, call, folder, scala
     ]
 
 
+@pytest.mark.slow
+def test_export_writes_the_tasks_that_are_named(whole, call, folder, tmp_path):
+    out = tmp_path / "out"
+    result = call("export", whole, out, "--task", "pose", cwd=folder)
+    assert result.code == 2
+    assert "--task pose: there is no such task; there are cls, det, seg" in result.err
+    result = call("export", whole, out, "--task", "cls", cwd=folder)
+    assert result.code == 0, result.err
+    assert [path.name for path in out.iterdir()] == ["cls"]
+    assert {path.name for path in (out / "cls").iterdir()} == {"README.md", "model.onnx", "run.py"}
+    assert "top1" in (out / "cls" / "README.md").read_text()
+
+
 def test_predict_writes_what_each_task_says(whole, call, folder, sample_ade20k, tmp_path):
     """And says what the task says alone, of the image at the joint size."""
     images = sample_ade20k / "images" / "validation"
@@ -113,9 +126,10 @@ def test_predict_writes_what_each_task_says(whole, call, folder, sample_ade20k, 
     names = sorted(path.stem for path in images.iterdir())
     written = {task: {path.name for path in (tmp_path / "out" / task).iterdir()} for task in TASKS}
     overlays = {f"{name}_overlay.jpg" for name in names}
-    assert written["cls"] == overlays | {"predictions.csv", "classes.json"}
-    assert written["det"] == overlays | {"predictions.json", "classes.json"}
-    assert written["seg"] == overlays | {f"{name}.png" for name in names} | {"classes.json"}
+    tables = {"predictions.json", "classes.json"}
+    assert written["cls"] == overlays | tables | {"predictions.csv"}
+    assert written["det"] == overlays | tables
+    assert written["seg"] == overlays | tables | {f"{name}.png" for name in names}
     legends = json.loads((tmp_path / "out" / "classes.json").read_text())
     assert {task: len(legend) for task, legend in legends.items()} == {
         "cls": 5,

@@ -30,7 +30,7 @@ def written(output):
 def test_folder(trained, gmf, photos, tmp_path):
     result = gmf("predict", "--run", trained.path, "--images", "photos", "--output", "out")
     assert result.code == 0, result.err
-    assert "3 images: labels and overlays are in out" in result.out
+    assert "3 images: labels, overlays and predictions.json are in out" in result.out
     assert written(tmp_path / "out") == [
         "a.png",
         "a_overlay.jpg",
@@ -39,7 +39,11 @@ def test_folder(trained, gmf, photos, tmp_path):
         "classes.json",
         "more/a.png",
         "more/a_overlay.jpg",
+        "predictions.json",
     ]
+    rows = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [row["labels"] for row in rows] == ["a.png", "b.png", "more/a.png"]
+    assert all(sum(row["shares"].values()) == pytest.approx(1, abs=1e-5) for row in rows)
     for name, size in (("a", (100, 70)), ("b", (90, 140)), ("more/a", (96, 96))):
         labels = Image.open(tmp_path / "out" / f"{name}.png")
         assert (labels.size, labels.mode) == (size, "P")
@@ -93,6 +97,36 @@ def test_without_the_data_set(trained, gmf, photos, tmp_path):
         assert result.code == 0, result.err
         legend = json.loads((tmp_path / name / "classes.json").read_text())
         assert len(legend) == 8
+
+
+def test_a_checkpoint_alone_is_enough(trained, gmf, photos, tmp_path):
+    """It holds its run's config."""
+    shutil.copy(trained.best, tmp_path / "alone.ckpt")
+    words = ("--images", "photos", "--data.eval_batch_size", "2")
+    for name, weights in (
+        ("run", ("--run", trained.path)),
+        ("alone", ("--ckpt_path", "alone.ckpt")),
+    ):
+        result = gmf("predict", *weights, *words, "--output", name)
+        assert result.code == 0, result.err
+    for name in ("a.png", "b.png", "more/a.png"):
+        first, second = (np.asarray(Image.open(tmp_path / x / name)) for x in ("run", "alone"))
+        assert np.array_equal(first, second)
+
+
+def test_python_says_and_draws_the_same(trained, gmf, photos, tmp_path):
+    import gmf_platform
+
+    gmf("predict", "--run", trained.path, "--images", "photos", "--output", "out")
+    model = gmf_platform.load(trained.path, device="cpu")
+    assert set(model.facts["scores"]) == {"val/miou", "val/macc", "val/aacc"}
+    for name, file in (("a", "a.jpg"), ("b", "b.PNG"), ("more/a", "more/a.png")):
+        result = model.predict(photos / file)
+        labels = Image.open(tmp_path / "out" / f"{name}.png")
+        assert np.array_equal(result.labels, np.asarray(labels))
+        result.draw().save(tmp_path / "drawn.jpg", quality=92)
+        written = (tmp_path / "out" / f"{name}_overlay.jpg").read_bytes()
+        assert (tmp_path / "drawn.jpg").read_bytes() == written
 
 
 def test_unreadable_image_is_named(trained, gmf, photos):

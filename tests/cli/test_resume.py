@@ -256,6 +256,8 @@ def test_killed_in_the_last_validation(start, run, outcome, whole):
     assert process.returncode == -signal.SIGKILL
     resumed = run("end")
     assert resumed.code == 0, resumed.err
+    assert "going on at step 12 of 12" in resumed.out
+    assert resumed.out.count("validation at step 12  val/miou") == 1
     same(outcome("end"), whole)
     assert "is finished" in run("end").out
 

@@ -11,10 +11,28 @@ PAGES = sorted(
     for path in (ROOT / "README.md", ROOT / "slurm" / "README.md", *(ROOT / "docs").rglob("*.md"))
 )
 
-_PROGRAMS = (
-    "git make pip python salloc sacct sbatch scancel scontrol sinfo squeue srun tail tar tensorboard "
-    "torchrun source cd export touch"
-).split()
+_PROGRAMS = [
+    "git",
+    "make",
+    "pip",
+    "python",
+    "salloc",
+    "sacct",
+    "sbatch",
+    "scancel",
+    "scontrol",
+    "sinfo",
+    "squeue",
+    "srun",
+    "tail",
+    "tar",
+    "tensorboard",
+    "torchrun",
+    "source",
+    "cd",
+    "export",
+    "touch",
+]
 """What a line of a block without a language begins with if it is a command."""
 
 _FENCE = re.compile(r"^( *)```(\w*)$")

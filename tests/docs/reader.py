@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import yaml
 from blocks import ROOT, blocks
+from PIL import Image
 from safetensors.torch import load_file
 
 from gmf_platform.cli.arguments import parse_arguments, shipped_folder
@@ -70,9 +71,10 @@ class Reader:
             (folder / name).symlink_to(ROOT / name)
         photos = sorted((samples["coco"] / "val2017").iterdir())[:2]
         (folder / "photos").mkdir()
-        shutil.copy(photos[0], folder / "photo.jpg")
-        for path in photos:
-            shutil.copy(path, folder / "photos")
+        (folder / "more").mkdir()
+        for name in ("photo.jpg", "a.jpg", "b.jpg", "photos/a.jpg", "photos/b.jpg"):
+            shutil.copy(photos["b" in name], folder / name)
+        Image.open(photos[0]).save(folder / "more" / "c.png")
 
     def follow(self, page):
         """Do all that a page says."""
@@ -206,6 +208,8 @@ class Reader:
         self._provide(" ".join(words))
         if verb not in _WITH_CONFIG or words[1:2] == ["show"]:
             return self._succeed(*words)
+        if "--ckpt_path" in words and not {"--config", "--run"} & {*words}:  # it has its own
+            return self._succeed(*words) if self.trains else ""
         resolved = self._resolved(verb, words[1:])
         name = self._name(words[1:]) if verb in _TRAINING else None
         if not (trains and self.trains) or "strategy" in " ".join(words):
@@ -248,6 +252,12 @@ class Reader:
         for name in re.findall(r"\bruns/([\w=.-]+)", text):
             if (CONFIGS / f"{name}.yaml").is_file() and not (self.folder / "runs" / name).exists():
                 self._ours(["fit", "--config", name])
+        for name in re.findall(r"--ckpt_path (\w+\.ckpt)", text):
+            self._provide("runs/seg_ade20k")
+            if self.trains:
+                shutil.copy(
+                    self.folder / "runs/seg_ade20k/checkpoints/best.ckpt", self.folder / name
+                )
         for name in re.findall(r"--init_from (\S+\.pth)", text):
             if self.trains and not (self.folder / name).exists():
                 self._weights(name)

@@ -1,6 +1,5 @@
 """Every block of commands in README, docs and slurm/README does what it says, on small data."""
 
-
 import pytest
 from blocks import PAGES, blocks
 from reader import Reader

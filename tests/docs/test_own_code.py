@@ -44,9 +44,18 @@ def words(lab, monkeypatch):
         "schedule.warmup_steps": "2",
     }
     model = [word for key, value in small.items() for word in (f"--model.{key}", value)]
-    data = "--data.global_batch_size 4 --data.crop_size 64 --data.num_workers 0".split()
+    data = ["--data.global_batch_size", "4", "--data.crop_size", "64", "--data.num_workers", "0"]
     run = "--trainer.max_steps 6 --trainer.val_check_interval 6 --trainer.log_every_n_steps 1"
-    return ["--config", "seg_ade20k", "--config", "my_lab.yaml", *model, *data, *EXACT, *run.split()]
+    return [
+        "--config",
+        "seg_ade20k",
+        "--config",
+        "my_lab.yaml",
+        *model,
+        *data,
+        *EXACT,
+        *run.split(),
+    ]
 
 
 def losses(text):

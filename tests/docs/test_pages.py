@@ -59,7 +59,12 @@ def keys(call, tmp_path_factory):
         "data: {class_path: datamodules.SegmentationFiles, init_args: {images: a, masks: b, "
         "zero_is: class, ignore_value: null, classes: [a, b], val_fraction: 0.5}}"
     )
-    tables = [["cls_imagenet"], ["det_coco_mask_rcnn"], ["seg_ade20k"], ["seg_ade20k", "files.yaml"]]
+    tables = [
+        ["cls_imagenet"],
+        ["det_coco_mask_rcnn"],
+        ["seg_ade20k"],
+        ["seg_ade20k", "files.yaml"],
+    ]
     found = set()
     for names in tables:
         words = [word for name in names for word in ("--config", name)]
@@ -71,7 +76,9 @@ def keys(call, tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("name", ["from_openmmlab.md", "troubleshooting.md", "tutorials/own_code.md"])
+@pytest.mark.parametrize(
+    "name", ["from_openmmlab.md", "troubleshooting.md", "tutorials/own_code.md"]
+)
 def test_keys_are_those_of_shipped_configs(name, keys):
     words = re.findall(r"`(?:--)?([a-z_]+(?:\.[a-z_0-9]+)*)[^`]*`", page(name))
     ours = {word for word in words if word.split(".")[0] in TOP_LEVEL and "." in word}

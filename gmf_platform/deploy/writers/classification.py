@@ -1,63 +1,47 @@
-"""The most probable classes of images, in a table and under pictures."""
+"""The most probable classes of images, in tables and under pictures."""
 
 import csv
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from PIL import Image
-
-from datamodules.images import read_image
+from gmf_platform.deploy.results import ClassificationResult
 from gmf_platform.deploy.writers.base import PredictionWriter
-from gmf_platform.distributed.collect import to_first
-from gmf_platform.evaluation import Guesses
-from gmf_platform.evaluation.class_pictures import Guess, captioned
 
 __all__ = ["ClassificationWriter"]
 
 
 class ClassificationWriter(PredictionWriter):
-    """Writes ``predictions.csv``, and of each image a picture with its classes under it.
+    """Writes each image's five most probable classes, and a picture with them under it.
 
-    A line of ``predictions.csv`` is an image file and its five most probable classes, each with
-    its probability: ``file, class_1, probability_1, class_2, ...``; ``NAME_overlay.jpg`` is the
-    picture.
+    A row of ``predictions.json`` is ``file_name`` and ``classes``, a list of ``label``, ``name``
+    and ``probability``; a line of ``predictions.csv`` is the same for spreadsheets: ``file,
+    class_1, probability_1, class_2, ...``. ``NAME_overlay.jpg`` is the picture.
 
     Args:
-        output: see PredictionWriter, as the next two.
-        names: likewise.
-        class_names: likewise.
+        settings: see PredictionWriter.
     """
 
-    suffixes = ("_overlay.jpg",)
-    what = "predictions.csv and pictures"
+    what = "predictions.json, predictions.csv and pictures"
 
-    def __init__(
-        self, output: Path, names: Mapping[Path, Path], class_names: Sequence[str]
-    ) -> None:
-        super().__init__(output, names, class_names)
-        self._found: dict[str, list[Guess]] = {}
+    def rows(self, source: Path, result: ClassificationResult) -> list[dict[str, Any]]:
+        """One of an image."""
+        columns = zip(result.labels, result.names, result.probabilities, strict=True)
+        classes = [
+            {"label": label, "name": name, "probability": round(probability, 6)}
+            for label, name, probability in columns
+        ]
+        return [{"file_name": str(source), "classes": classes}]
 
-    def write(self, source: Path, target: Path, prediction: Guesses) -> None:
-        """Note an image's classes, and draw them."""
-        guesses = prediction.named(self.class_names)
-        self._found[str(source)] = guesses
-        drawn = captioned(read_image(source), guesses)
-        Image.fromarray(drawn).save(target.with_name(f"{target.name}_overlay.jpg"), quality=92)
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Join what all processes found: a process without an image gets here too."""
-        parts = to_first(self._found)
-        if parts is not None:
-            self._write_table({name: row for part in parts for name, row in part.items()})
-
-    def _write_table(self, found: Mapping[str, Sequence[Guess]]) -> None:
-        count = min(5, len(self.class_names))
-        ranks = range(1, count + 1)
+    def finish(self, rows: Sequence[str]) -> None:
+        """Write both tables."""
+        super().finish(rows)
+        ranks = range(1, min(5, len(self.class_names)) + 1)
         titles = [title for i in ranks for title in (f"class_{i}", f"probability_{i}")]
         with (self.output / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
             table.writerow(["file", *titles])
-            for source in self.names:
-                cells = [x for name, share in found[source] for x in (name, f"{share:.6f}")]
-                table.writerow([source, *cells])
+            for row in map(json.loads, rows):
+                guesses = [(g["name"], f"{g['probability']:.6f}") for g in row["classes"]]
+                table.writerow([row["file_name"], *(cell for guess in guesses for cell in guess)])

@@ -1,17 +1,11 @@
 """Boxes and masks in COCO's results format, and pictures of them."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from PIL import Image
-
-from datamodules.images import read_image
+from gmf_platform.deploy.results import DetectionResult
 from gmf_platform.deploy.writers.base import PredictionWriter
-from gmf_platform.distributed.collect import to_first
-from gmf_platform.evaluation import ImageDetections
-from gmf_platform.evaluation.object_drawing import draw_objects, found_objects
 
 __all__ = ["DetectionWriter"]
 
@@ -34,10 +28,8 @@ class DetectionWriter(PredictionWriter):
         names: likewise.
         class_names: likewise.
         category_ids: the data set's number of each label; None: the labels themselves, 0..K-1.
-        min_score: detections that score less are not drawn; the json holds them all.
     """
 
-    suffixes = ("_overlay.jpg",)
     what = "predictions.json and pictures"
 
     def __init__(
@@ -47,34 +39,15 @@ class DetectionWriter(PredictionWriter):
         class_names: Sequence[str],
         *,
         category_ids: Sequence[int] | None = None,
-        min_score: float = 0.3,
     ) -> None:
         super().__init__(output, names, class_names)
         self.category_ids = list(category_ids or range(len(class_names)))
-        self.min_score = min_score
         self._image_ids = _image_ids(list(names))
-        self._found: dict[str, list[str]] = {}
 
-    def write(self, source: Path, target: Path, prediction: ImageDetections) -> None:
-        """Note what was found on an image, and draw it."""
-        self._found[str(source)] = self._rows(source, prediction)
-        objects = found_objects(prediction, min_score=self.min_score, class_names=self.class_names)
-        drawn = draw_objects(read_image(source), objects, self.colours)
-        Image.fromarray(drawn).save(target.with_name(f"{target.name}_overlay.jpg"), quality=92)
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Join what all processes found; a process without an image gets here too."""
-        parts = to_first(self._found)
-        if parts is None:
-            return
-        found = {source: rows for part in parts for source, rows in part.items()}
-        rows = [row for source in self.names for row in found.get(source, ())]
-        text = "[" + ",\n".join(rows) + "]\n"
-        (self.output / "predictions.json").write_text(text, encoding="utf-8")
-
-    def _rows(self, source: Path, found: ImageDetections) -> list[str]:
-        """Rows of the results, as json already: a fifth of the memory of their dicts."""
+    def rows(self, source: Path, result: DetectionResult) -> list[dict[str, Any]]:
+        """One of each detection, also of those that are not drawn."""
         image = {"image_id": self._image_ids[source], "file_name": str(source)}
+        found = result.found
         masks = [
             {"segmentation": rle | {"counts": rle["counts"].decode()}}
             for rle in found.segmentations()
@@ -88,7 +61,7 @@ class DetectionWriter(PredictionWriter):
                 "bbox": [round(v, 3) for v in (left, top, right - left, bottom - top)],
                 "score": round(score, 6),
             }
-            rows.append(json.dumps(row | masks[i] if masks else row))
+            rows.append(row | masks[i] if masks else row)
         return rows
 
 

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
 
+from gmf_platform.deploy.results import classes_of
 from gmf_platform.deploy.writers.base import PredictionWriter
 
 __all__ = ["JointWriter"]
 
 
-class JointWriter(PredictionWriter):
+class JointWriter(BasePredictionWriter):
     """Writes the predictions of each task to a folder of the task's name.
 
     ``classes.json`` beside those folders is the legend of all tasks.
@@ -24,7 +26,6 @@ class JointWriter(PredictionWriter):
         class_names: ``TASK/CLASS``.
     """
 
-    suffixes = ()
     what = "a folder of each task"
 
     def __init__(
@@ -34,37 +35,32 @@ class JointWriter(PredictionWriter):
         names: Mapping[Path, Path],
         class_names: Sequence[str],
     ) -> None:
-        super().__init__(output, names, class_names)
-        classes = {
-            task: [n.removeprefix(f"{task}/") for n in class_names if n.startswith(f"{task}/")]
-            for task in makers
-        }
+        super().__init__(write_interval="batch")
+        self.output = output
         self.writers = {
-            task: make(output / task, names, classes[task]) for task, make in makers.items()
+            task: make(output / task, names, classes_of(task, class_names))
+            for task, make in makers.items()
         }
 
     def parts(self) -> Sequence[PredictionWriter]:
         """The tasks' writers."""
         return list(self.writers.values())
 
-    def write(self, source: Path, target: Path, prediction: Mapping[str, Any]) -> None:
-        """Write what each task says of an image."""
-        name = target.relative_to(self.output)
-        for task, writer in self.writers.items():
-            own = writer.output / name
-            own.parent.mkdir(parents=True, exist_ok=True)
-            writer.write(source, own, prediction[task])
-
-    def images(self, prediction: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-        """What is predicted of each image of a batch, by task."""
-        tasks = prediction.values()
-        return [dict(zip(prediction, one, strict=True)) for one in zip(*tasks, strict=True)]
-
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the folders."""
-        super().on_predict_start(trainer, pl_module)
         for writer in self.parts():
             writer.on_predict_start(trainer, pl_module)
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Mapping[str, Any],
+        *of_batch: Any,
+    ) -> None:
+        """Let each task write its part of a batch."""
+        for task, writer in self.writers.items():
+            writer.write_on_batch_end(trainer, pl_module, prediction[task], *of_batch)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the legends."""

@@ -90,4 +90,4 @@ def by_anchor(x: Tensor, numbers: int) -> Tensor:
 
     They are in float32 at least.
     """
-    return full_precision(x.permute(0, 2, 3, 1).reshape(len(x), -1, numbers))
+    return full_precision(x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, numbers))
