@@ -61,4 +61,4 @@ bench: setup
 	$(RUN) -m gmf_platform benchmark backbone --against timm:swin_tiny_patch4_window7_224
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache
