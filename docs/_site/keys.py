@@ -210,5 +210,7 @@ def _rows(
 def _row(name: str, parameter: Parameter, default: str | None) -> str:
     takes = ", ".join("a class" if kind == "class" else kind for kind in parameter.types)
     value = "must be given" if default is None else f"`{default}`"
-    words = parameter.words.replace("|", "\\|")
-    return f"| `{name}` | {takes} | {value} | {words} |".replace("[", "\\[")
+    takes, words = (
+        text.replace("|", "\\|").replace("[", "\\[") for text in (takes, parameter.words)
+    )
+    return f"| `{name}` | {takes} | {value} | {words} |"
