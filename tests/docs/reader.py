@@ -64,6 +64,7 @@ class Reader:
         self.folder, self.trains = folder, trains
         self._call = lambda *words: call(*words, cwd=folder)
         self._names = {"__name__": "__main__"}
+        self._home, self._fitted = str(folder / "data"), []
         for name, sample in samples.items():
             (folder / "data" / name).parent.mkdir(exist_ok=True)
             (folder / "data" / name).symlink_to(sample)
@@ -78,7 +79,6 @@ class Reader:
 
     def follow(self, page):
         """Do all that a page says."""
-        os.environ["GMF_DATA"] = str(self.folder / "data")
         todo = [block for block in blocks(page) if block.reason is None]
         for block in [block for block in todo if not self._written(block)]:
             if block.is_commands:
@@ -122,7 +122,7 @@ class Reader:
     def _do(self, command):
         words = [self._local(word) for word in command.words if word != "..."]
         try:
-            with _environment(command.environment):
+            with _environment({"GMF_DATA": self._home} | command.environment):
                 out = self._program(words)
         except AssertionError as error:
             raise AssertionError(f"{command.place}: {' '.join(command.words)}\n{error}") from None
@@ -154,7 +154,8 @@ class Reader:
                 (self.folder / file).parent.mkdir(exist_ok=True)
                 (self.folder / file).touch()
             case ["export", *settings]:
-                assert all("=" in word for word in settings)
+                given = dict(word.split("=", 1) for word in settings)
+                self._home = given.get("GMF_DATA", self._home)
             case ["tar", *rest]:
                 subprocess.run(["tar", *rest], cwd=self.folder, check=True)
             case ["salloc", *options]:
@@ -218,6 +219,7 @@ class Reader:
             return self._succeed(*words) if self.trains else ""
         resolved = self._resolved(verb, words[1:])
         name = self._name(words[1:]) if verb in _TRAINING else None
+        self._fitted += [name] if verb == "fit" and "--dry-run" not in words else []
         if not (trains and self.trains) or "strategy" in " ".join(words):
             self._note(name, resolved)
             return ""
@@ -257,6 +259,8 @@ class Reader:
         """Make the runs and weights that a page takes for granted: those of shipped configs."""
         for name in re.findall(r"\bruns/([\w=.-]+)", text):
             if (CONFIGS / f"{name}.yaml").is_file() and not (self.folder / "runs" / name).exists():
+                others = [fitted for fitted in self._fitted if fitted.startswith(f"{name}-")]
+                assert not others, f"the run is called {others[-1]}, not {name}"
                 self._ours(["fit", "--config", name])
         for name in re.findall(r"--ckpt_path (\w+\.ckpt)", text):
             self._provide("runs/seg_ade20k")
@@ -289,6 +293,8 @@ def _small(resolved, words):
         new = next((v for pattern, v in SMALL.items() if re.fullmatch(pattern, key)), None)
         if re.fullmatch(r"data\..*\bscale", key) and max(value) > 1:
             new = "[128,64]"
+        if key.endswith((".warmup_steps", ".warmup_epochs")) and value is None:
+            new = None
         if re.fullmatch(r"data\..*per_device_batch_size", key) and value is not None:
             new = "1"
         if new is not None and not (key == "init_from" and "--init_from" in words):
