@@ -31,6 +31,7 @@ SMALL = {
     r"model\..*\.warmup_(steps|epochs)": "1",
     r"model\.statistics_batches": "1",
     r"data\..*global_batch_size": "2",
+    r"data\..*per_device_batch_size": "1",
     r"data\..*num_workers": "0",
     r"data\..*(crop|image)_size": "64",
     r"data\..*(multi_scale|eval_scales)": "[64]",
@@ -45,9 +46,17 @@ SMALL = {
 }
 """What makes a run small: patterns of keys, of which those that a config has are set."""
 
+_ONLY_IF_SET = (
+    ".warmup_steps",
+    ".warmup_epochs",
+    ".per_device_batch_size",
+    ".multi_scale",
+    ".eval_scales",
+)
+"""Those that are left alone where they are null."""
+
 _TRAINING = ("fit", "preflight")
 _WITH_CONFIG = (*_TRAINING, "validate", "test", "predict", "info", "check-data", "config")
-_ON_RUNS = ("compare", "convert", "export", "replay", "show", "shard-data", "benchmark")
 
 
 class Reader:
@@ -57,11 +66,10 @@ class Reader:
         folder: to work in.
         call: runs a command line of ours in this process.
         samples: name of a data set, as in ``/data/NAME``, -> its folder.
-        trains: whether commands are run; else configs are resolved and nothing is trained.
     """
 
-    def __init__(self, folder, call, samples, *, trains):
-        self.folder, self.trains = folder, trains
+    def __init__(self, folder, call, samples):
+        self.folder = folder
         self._call = lambda *words: call(*words, cwd=folder)
         self._names = {"__name__": "__main__"}
         self._home, self._fitted = str(folder / "data"), []
@@ -114,10 +122,9 @@ class Reader:
     def _execute(self, block):
         """Run a program of a page, all of them in one interpreter."""
         source = compile("\n" * (block.line - 1) + block.text, str(ROOT / block.page), "exec")
-        if self.trains:
-            self._provide(block.text)
-            with chdir(self.folder):
-                exec(source, self._names)  # noqa: S102 - as a reader would
+        self._provide(block.text)
+        with chdir(self.folder):
+            exec(source, self._names)  # noqa: S102 - as a reader would
 
     def _do(self, command):
         words = [self._local(word) for word in command.words if word != "..."]
@@ -140,7 +147,7 @@ class Reader:
             case ["python", file, *rest] if file.endswith(".py"):
                 return self._script(file, rest)
             case ["torchrun" | "srun", *rest]:
-                return self._ours(rest[rest.index("gmf_platform") + 1 :], trains=False)
+                return self._ours(rest[rest.index("gmf_platform") + 1 :], alone=False)
             case ["sbatch", *rest]:
                 self._job(rest)
             case ["make", *targets]:
@@ -149,7 +156,7 @@ class Reader:
             case ["pip", "install", *what]:
                 _check_install([word for word in what if word != "-e"])
             case ["tensorboard", "--logdir", runs]:
-                assert not self.trains or (self.folder / runs).is_dir()
+                assert (self.folder / runs).is_dir(), f"no folder {runs}"
             case ["touch", file]:
                 (self.folder / file).parent.mkdir(exist_ok=True)
                 (self.folder / file).touch()
@@ -171,22 +178,20 @@ class Reader:
         assert (self.folder / script).is_file(), f"no {script}"
         match Path(script).stem:
             case "train":
-                self._ours(["fit", *(rest or ["--config", "seg_ade20k"])], trains=False)
+                self._ours(["fit", *(rest or ["--config", "seg_ade20k"])], alone=False)
             case "multitask":
-                self._ours(["fit", "--config", "multitask", *rest], trains=False)
+                self._ours(["fit", "--config", "multitask", *rest], alone=False)
             case "evaluate":
-                self._ours(["validate", *rest], trains=False)
+                self._ours(["validate", *rest], alone=False)
             case "sweep":
                 for line in (self.folder / rest[0]).read_text().splitlines():
                     if line.strip() and not line.startswith("#"):
-                        self._ours(["fit", *line.split(), *rest[1:]], trains=False)
+                        self._ours(["fit", *line.split(), *rest[1:]], alone=False)
             case other:
                 raise AssertionError(f"what does {other} take?")
 
     def _script(self, file, words):
-        assert (self.folder / file).is_file() or not self.trains, f"no {file}"
-        if not self.trains:
-            return ""
+        assert (self.folder / file).is_file(), f"no {file}"
         command = [sys.executable, file, *words]
         paths = os.pathsep.join([str(self.folder), str(ROOT)])
         environment = {**os.environ, "PYTHONPATH": paths}
@@ -202,25 +207,29 @@ class Reader:
         assert result.returncode == 0, result.stderr
         return result.stdout
 
-    def _ours(self, words, *, trains=True):
-        """Do one of our verbs; gives its output."""
+    def _ours(self, words, *, alone=True):
+        """Do one of our verbs; gives its output.
+
+        Args:
+            words: the command line from the verb on.
+            alone: in one process; what is for several is resolved and noted alone, since
+                tests/cli/test_strategies.py and tests/cluster run that.
+        """
         verb = words[0] if words else ""
         assert verb in VERBS or verb.startswith("-"), f"no verb {verb}"
         if verb not in VERBS or "--help" in words:
             return self._succeed(*words)
         if verb == "sample-data":
             return self._succeed(*words, "--train", 12, "--val", 6, "--size", 64)
-        if not (trains and self.trains) and verb in _ON_RUNS:
-            return ""
         self._provide(" ".join(words))
         if verb not in _WITH_CONFIG or words[1:2] == ["show"]:
             return self._succeed(*words)
         if "--ckpt_path" in words and not {"--config", "--run"} & {*words}:  # it has its own
-            return self._succeed(*words) if self.trains else ""
+            return self._succeed(*words)
         resolved = self._resolved(verb, words[1:])
         name = self._name(words[1:]) if verb in _TRAINING else None
         self._fitted += [name] if verb == "fit" and "--dry-run" not in words else []
-        if not (trains and self.trains) or "strategy" in " ".join(words):
+        if not alone or "strategy/" in " ".join(words):
             self._note(name, resolved)
             return ""
         named = ["--name", name] if verb == "fit" and "--name" not in words else []
@@ -260,22 +269,20 @@ class Reader:
         for name in re.findall(r"\bruns/([\w=.-]+)", text):
             if (CONFIGS / f"{name}.yaml").is_file() and not (self.folder / "runs" / name).exists():
                 others = [fitted for fitted in self._fitted if fitted.startswith(f"{name}-")]
-                assert not others, f"the run is called {others[-1]}, not {name}"
+                assert not others, f"the run is called {others}, not {name}"
                 self._ours(["fit", "--config", name])
         for name in re.findall(r"--ckpt_path (\w+\.ckpt)", text):
             self._provide("runs/seg_ade20k")
-            if self.trains:
-                shutil.copy(
-                    self.folder / "runs/seg_ade20k/checkpoints/best.ckpt", self.folder / name
-                )
+            best = self.folder / "runs/seg_ade20k/checkpoints/best.ckpt"
+            shutil.copy(best, self.folder / name)
         for name in re.findall(r"--init_from (\S+\.pth)", text):
-            if self.trains and not (self.folder / name).exists():
+            if not (self.folder / name).exists():
                 self._weights(name)
 
     def _weights(self, name):
         """A file as the authors release them, of the small network."""
-        self._provide("runs/cls_imagenet")
-        best, out = "runs/cls_imagenet/checkpoints/best.ckpt", "authors.safetensors"
+        self._ours(["fit", "--config", "cls_imagenet", "--name", "authors"])
+        best, out = "runs/authors/checkpoints/best.ckpt", "authors.safetensors"
         self._succeed("convert", best, out)
         torch.save({"model": load_file(self.folder / out)}, self.folder / name)
 
@@ -292,11 +299,9 @@ def _small(resolved, words):
     for key, value in leaves(yaml.safe_load(resolved)):
         new = next((v for pattern, v in SMALL.items() if re.fullmatch(pattern, key)), None)
         if re.fullmatch(r"data\..*\bscale", key) and max(value) > 1:
-            new = "[128,64]"
-        if key.endswith((".warmup_steps", ".warmup_epochs")) and value is None:
+            new = "[256,128]"  # classification's is a share of the image
+        if key.endswith(_ONLY_IF_SET) and value is None:
             new = None
-        if re.fullmatch(r"data\..*per_device_batch_size", key) and value is not None:
-            new = "1"
         if new is not None and not (key == "init_from" and "--init_from" in words):
             overrides += [f"--{key}", new]
     return overrides

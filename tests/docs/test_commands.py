@@ -4,16 +4,16 @@ import pytest
 from blocks import PAGES, blocks
 from reader import Reader
 
-FAST = ["docs/quickstart.md"]
-"""Pages that are run on each change; the others with the slow tests."""
+SLOW = {"README.md", "docs/tutorials/export.md"}
+"""They export a model, which is traced for a minute."""
 
 
 @pytest.fixture
 def reader(tmp_path, call, samples, monkeypatch):
-    """Makes a reader in a folder of its own, whose modules are found as ``python -m`` does."""
+    """A reader in a folder of its own, whose modules are found as ``python -m`` does."""
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("GMF_DATA", str(tmp_path / "data"))
-    return lambda **settings: Reader(tmp_path, call, samples, **settings)
+    return Reader(tmp_path, call, samples)
 
 
 @pytest.fixture(scope="session")
@@ -42,17 +42,12 @@ def test_every_block_is_run_or_says_why_not(page):
         assert block.reason is None or len(block.reason.split()) > 2, f"{block.place}: why not?"
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page not in FAST])
-def test_configs_and_keys(page, reader):
-    reader(trains=False).follow(page)
-
-
-@pytest.mark.parametrize("page", FAST)
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in SLOW])
 def test_commands(page, reader):
-    reader(trains=True).follow(page)
+    reader.follow(page)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if page not in FAST])
-def test_all_commands(page, reader):
-    reader(trains=True).follow(page)
+@pytest.mark.parametrize("page", sorted(SLOW))
+def test_commands_that_take_long(page, reader):
+    reader.follow(page)
