@@ -115,6 +115,11 @@ class BaseDataModule(LightningDataModule):
         """Join samples to a batch (the contract is in docs/architecture.md)."""
 
     @property
+    def training_size(self) -> tuple[int, int] | None:
+        """Height and width of training images, pixels; None: not known before they are read."""
+        return None
+
+    @property
     def run_folder(self) -> Path:
         """Where a run keeps what it must remember of the data."""
         assert self.trainer is not None

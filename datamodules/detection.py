@@ -119,6 +119,11 @@ class DetectionDataModule(BaseDataModule):
         if copy_paste and (jitter is None or not with_masks):
             raise UserError("data.copy_paste needs data.jitter (0.1, 2.0) and data.with_masks true")
 
+    @property
+    def training_size(self) -> tuple[int, int]:
+        """Of the largest images that are wide; with ``jitter``, of the square."""
+        return self.transform.largest((self.short, self.long))
+
     @abstractmethod
     def images(self, split: str) -> DetectionSplit:
         """All images of a split.

@@ -128,6 +128,11 @@ class ImageNet(BaseDataModule):
             interpolation=interpolation,
         )
 
+    @property
+    def training_size(self) -> tuple[int, int]:
+        """Of the crops."""
+        return self._train_transform.image_size, self._train_transform.image_size
+
     @cached_property
     def class_names(self) -> list[str]:
         """The folders' names, in the order of the labels 0..K-1.

@@ -233,6 +233,11 @@ class SegmentationDataModule(BaseDataModule):
         self.check_masks = check_masks
 
     @property
+    def training_size(self) -> tuple[int, int]:
+        """Of the crops."""
+        return self.crop_size, self.crop_size
+
+    @property
     @abstractmethod
     def code(self) -> LabelCode:
         """What the masks' values mean."""

@@ -1,6 +1,7 @@
 """What watches a run: checkpoints, speed, progress, pictures."""
 
 from gmf_platform.callbacks.average import MovingAverage
+from gmf_platform.callbacks.bar import Bar
 from gmf_platform.callbacks.checkpoint import RunCheckpoint
 from gmf_platform.callbacks.guard import Guard
 from gmf_platform.callbacks.logger import RunLogger
@@ -11,6 +12,7 @@ from gmf_platform.callbacks.throughput import Throughput
 from gmf_platform.callbacks.watchdog import Watchdog
 
 __all__ = [
+    "Bar",
     "Guard",
     "MovingAverage",
     "PerSample",

@@ -2,13 +2,13 @@
 
 import csv
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from io import StringIO
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from gmf_platform.callbacks.samples import SampleNumbers
 from gmf_platform.distributed.collect import to_first
 from gmf_platform.evaluation.per_sample import Row
 
@@ -21,7 +21,7 @@ class PerSample(Callback):
     def __init__(self) -> None:
         super().__init__()
         self._rows: dict[str, dict[int, Row]] = {}
-        self._seen: Counter[str] = Counter()
+        self._numbers = SampleNumbers()
 
     def tables(self) -> dict[str, str]:
         """All images' scores as csv, in the order of the split; every process has to call it.
@@ -33,7 +33,7 @@ class PerSample(Callback):
             the split and ``path``; none elsewhere, and none of a task that scores no single images.
         """
         parts = to_first(self._rows) or []
-        self._rows, self._seen = {}, Counter()
+        self._rows, self._numbers = {}, SampleNumbers()
         names = dict.fromkeys(name for part in parts for name in part)
         return {
             f"{name}_per_sample.csv".lstrip("_"): _csv([part.get(name, {}) for part in parts])
@@ -65,19 +65,17 @@ class PerSample(Callback):
         self._note(trainer.test_dataloaders, pl_module, outputs, batch)
 
     def _note(self, loader: Any, task: Any, outputs: Any, batch: Any) -> None:
-        loaders = getattr(loader, "loaders", {"": loader})
         for name, part, own_batch, own_outputs in task.pictured(batch, outputs):
-            number, own = self._seen[name], loaders[name]
-            self._seen[name] += 1
-            batches = getattr(getattr(own, "batches", None), "batches", None)
-            if batches is None:  # a loader of someone else: which image is which is not known
+            found = self._numbers.next(loader, name)
+            if found is None:
                 continue
-            for place, key in enumerate(batches[number]):
+            own, samples = found
+            for place, sample in enumerate(samples):
                 scores = part.sample_scores(own_batch, own_outputs, place)
                 if scores:
                     path = getattr(own.dataset, "path", None)
-                    file = str(own_batch["ids"][place]) if path is None else path(key.sample)
-                    self._rows.setdefault(name, {})[key.sample] = {"path": file} | scores
+                    file = str(own_batch["ids"][place]) if path is None else path(sample)
+                    self._rows.setdefault(name, {})[sample] = {"path": file} | scores
 
 
 def _csv(parts: Sequence[Mapping[int, Row]]) -> str:

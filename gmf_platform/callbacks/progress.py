@@ -1,17 +1,21 @@
 """One plain line every so often: for logs, and for a terminal that is none."""
 
 import logging
+import os
 import sys
 from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from gmf_platform.callbacks.throughput import Throughput
+from gmf_platform.callbacks.throughput import Rates, Throughput
 
-__all__ = ["Progress"]
+__all__ = ["STEPS", "Progress", "figures", "headline", "seconds_left"]
 
 log = logging.getLogger(__name__)
+
+STEPS = f"{__name__}.steps"
+"""The logger of the lines that a bar stands for on a terminal."""
 
 
 class Progress(Callback):
@@ -31,7 +35,7 @@ class Progress(Callback):
     @staticmethod
     def is_bar_wanted() -> bool:
         """Whether standard output is a terminal: a bar's control codes spoil a log file."""
-        return sys.stdout.isatty()
+        return sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Report when the speed has been measured anew."""
@@ -39,18 +43,13 @@ class Progress(Callback):
         if rates is None or rates is self._reported or not trainer.is_global_zero:
             return
         self._reported = rates
-        loss = trainer.callback_metrics.get("train/loss")
-        left = (trainer.max_steps - trainer.global_step) * rates.seconds_per_step
-        log.info(
-            "step %d/%d  loss %s  lr %.2e  %.1f images/s  data %.0f %%  memory %.1f GiB  left %s",
+        left = timedelta(seconds=round(seconds_left(trainer, rates)))
+        logging.getLogger(STEPS).info(
+            "step %d/%d  %s  left %s",
             trainer.global_step,
             trainer.max_steps,
-            "-" if loss is None else f"{float(loss):.4f}",
-            rates.learning_rate,
-            rates.images_per_second,
-            100 * rates.data_wait,
-            rates.memory_gib,
-            timedelta(seconds=round(left)),
+            figures(trainer, rates),
+            left,
         )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -58,8 +57,32 @@ class Progress(Callback):
         in_run = trainer.global_step > 0  # the last one may be made up for after the training loop
         if trainer.sanity_checking or not in_run or not trainer.is_global_zero:
             return
-        scores = {k: v for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-        first = {f"val/{name}" for name in getattr(pl_module, "headline", ())}
-        scores = {k: v for k, v in scores.items() if k in first} or scores
-        named = "  ".join(f"{name} {float(value):.4f}" for name, value in scores.items())
+        scores = headline(trainer, pl_module)
+        named = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
         log.info("validation at step %d  %s", trainer.global_step, named)
+
+
+def figures(trainer: Trainer, rates: Rates, score: str = "") -> str:
+    """What was last measured: loss, a score, learning rate, speed, data-wait share and memory."""
+    loss = trainer.callback_metrics.get("train/loss")
+    parts = [
+        f"loss {'-' if loss is None else f'{float(loss):.4f}'}",
+        score,
+        f"lr {rates.learning_rate:.2e}",
+        f"{rates.images_per_second:.1f} images/s",
+        f"data {100 * rates.data_wait:.0f} %",
+        f"memory {rates.memory_gib:.1f} GiB",
+    ]
+    return "  ".join(filter(None, parts))
+
+
+def seconds_left(trainer: Trainer, rates: Rates) -> float:
+    """To the end of training at the speed of the last report, without validations."""
+    return (trainer.max_steps - trainer.global_step) * rates.seconds_per_step
+
+
+def headline(trainer: Trainer, task: LightningModule) -> dict[str, float]:
+    """The scores of the last validation, or those that the task has in front, in its order."""
+    scores = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+    first = [f"val/{name}" for name in getattr(task, "headline", ())]
+    return {name: scores[name] for name in first if name in scores} or scores

@@ -39,6 +39,7 @@ class Throughput(Callback):
     def __init__(self) -> None:
         super().__init__()
         self.rates: Rates | None = None
+        self._images, self._seconds = 0, 0.0
         self._start = self._waited = self._paused = 0.0
         self._step = 0
         self._learning_rates: dict[str, float] = {}
@@ -77,6 +78,11 @@ class Throughput(Callback):
             logger.log_metrics(metrics, step=step - 1)  # Lightning numbers its first step 0
         self._begin(trainer)
 
+    @property
+    def mean(self) -> float | None:
+        """Images per second over all that was reported; None before the first report."""
+        return self._images / self._seconds if self._images else None
+
     def _begin(self, trainer: Trainer) -> None:
         self._start, self._step = time.perf_counter(), trainer.global_step
         self._waited = _seconds_waited(trainer)
@@ -84,6 +90,7 @@ class Throughput(Callback):
     def _measure(self, trainer: Trainer, step: int) -> Rates:
         elapsed, steps = time.perf_counter() - self._start, step - self._step
         images = steps * trainer.datamodule.global_batch_size  # type: ignore[attr-defined]
+        self._images, self._seconds = self._images + images, self._seconds + elapsed
         return Rates(
             images_per_second=images / elapsed,
             data_wait=(_seconds_waited(trainer) - self._waited) / elapsed,

@@ -27,7 +27,7 @@ def run(verb: str, argv: Sequence[str]) -> int:
     from gmf_platform.callbacks import PerSample
     from gmf_platform.cli.device import check_device
     from gmf_platform.cli.experiment import Experiment
-    from gmf_platform.cli.output import advising_on_memory, log_to
+    from gmf_platform.cli.output import advising_on_memory, log_to, rounded
     from gmf_platform.models.weights import read_facts
 
     log_to(None)
@@ -59,7 +59,7 @@ def run(verb: str, argv: Sequence[str]) -> int:
         if not trainer.is_global_zero:
             continue
         print(task.score_table(), file=sys.stderr)
-        line = {**about, **way, **task.evaluation_settings(), **scores, **weights}
+        line = rounded({**about, **way, **task.evaluation_settings(), **scores, **weights})
         if folder is not None:
             folder.record(line)
             for name, text in (task.score_files() | samples).items():

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from datamodules.base import BaseDataModule
 from gmf_platform import callbacks as our_callbacks
-from gmf_platform.callbacks import Progress
+from gmf_platform.callbacks import Bar, Progress
 from gmf_platform.cli.arguments import Arguments
 from gmf_platform.cli.config_check import CALLBACKS, checked
 from gmf_platform.cli.launch import as_launched
@@ -190,6 +190,7 @@ class Experiment:
         self.task.config = self.yaml
         callbacks = [] if quiet else [built[key] for key in CALLBACKS]
         callbacks += [] if quiet else [Progress(built.throughput)]
+        callbacks += [Bar(built.throughput)] if not quiet and Progress.is_bar_wanted() else []
         precision = trainer_keys.precision or default_precision(trainer_keys.accelerator)
         self.trainer = self.cli.build_trainer(
             built,
@@ -201,7 +202,7 @@ class Experiment:
             use_distributed_sampler=False,  # the loaders deal samples to processes themselves
             enable_checkpointing=not quiet,
             enable_model_summary=False,
-            enable_progress_bar=not quiet and Progress.is_bar_wanted(),
+            enable_progress_bar=False,  # the bar is ours
         )
 
     def build_data(self) -> BaseDataModule:
@@ -322,6 +323,8 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
     # A command that is started once inside a job says so itself.
     warnings.filterwarnings("ignore", message="The `srun` command is available")
+    # A short run has no line of a step, but its scores and figures.
+    warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than")
     # Frozen stages stay in evaluation mode.
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
     # Loader workers are a setting of ours, with a default from the CPUs.

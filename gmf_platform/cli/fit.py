@@ -94,6 +94,7 @@ def _train(arguments: Arguments, folder: RunDirectory, starts: Starts) -> int:
     from gmf_platform.cli.device import check_device
     from gmf_platform.cli.experiment import Experiment, is_first_process
     from gmf_platform.cli.output import log_to
+    from gmf_platform.cli.summary import say_plan
     from gmf_platform.models.weights import check_resumable
 
     options = arguments.options
@@ -105,6 +106,7 @@ def _train(arguments: Arguments, folder: RunDirectory, starts: Starts) -> int:
         if options.fresh and folder.config.exists():
             print(f"the run before is kept as {folder.set_aside()}")
             folder.acquire()
+        log_to(folder.log)
     try:
         last = None if options.fresh else _resume_from(folder, experiment)
         ckpt_path = _begin_from(options.ckpt_path, last, starts)
@@ -119,15 +121,15 @@ def _train(arguments: Arguments, folder: RunDirectory, starts: Starts) -> int:
         if ckpt_path is not None:
             check_resumable(experiment.task.model, ckpt_path)
         if first:
-            log_to(folder.log)
             folder.config.write_text(experiment.yaml)
         if ckpt_path is None:
             _load_initial(experiment, options)
         log.info("run          %s  (tensorboard --logdir %s)", folder.path, folder.path.parent)
         with recorded(folder) if first else nullcontext():
-            _summarise(experiment)
+            begun = time.perf_counter()
+            say_plan(experiment)
             _fit(experiment, ckpt_path)
-            _finish(experiment, folder)
+            _finish(experiment, folder, seconds=time.perf_counter() - begun)
     finally:
         folder.release()
     return ExitCode.DONE
@@ -218,38 +220,11 @@ def _fit(experiment: Any, ckpt_path: Path | None) -> None:
         raise SystemExit(ExitCode.REQUEUE) from None
 
 
-def _summarise(experiment: Any) -> None:
-    """Say what is about to be trained, and how."""
-    from gmf_platform.cli.output import norm_advice
-
-    plans = experiment.datamodule.plans(experiment.trainer.world_size)
-    trainer, task = experiment.trainer, experiment.task
-    parameters = sum(p.numel() for p in task.model.parameters())
-    log.info("model        %s, %.2f M parameters", type(task).__name__, parameters / 1e6)
-    log.info("data         %s", experiment.datamodule.describe())
-    for name, one in plans.items():
-        log.info(
-            "batch        %s%d = %d per device x %d devices x %d accumulated",
-            f"{name}: " if name else "",
-            one.global_batch_size,
-            one.per_device,
-            one.world_size,
-            one.accumulate,
-        )
-    log.info("steps        %d, %s", trainer.max_steps, trainer.precision)
-    if trainer.precision == "16-mixed":
-        log.info("             the device has no bfloat16: float16, with the loss scaled")
-    reference = task.lr_for_batch_size
-    factor = experiment.datamodule.global_batch_size / reference if reference else 1.0
-    log.info("lr scaling   x %.4g (model.lr_for_batch_size: %s)", factor, reference)
-    for name, plan in plans.items():
-        if advice := norm_advice(task.norm, plan, data=f"data.tasks.{name}" if name else "data"):
-            log.warning("%s%s", f"{name}: " if name else "", advice)
-
-
-def _finish(experiment: Any, folder: RunDirectory) -> None:
+def _finish(experiment: Any, folder: RunDirectory, *, seconds: float) -> None:
     """Print and keep the run's score."""
     from gmf_platform.callbacks import RunCheckpoint
+    from gmf_platform.cli.output import rounded
+    from gmf_platform.cli.summary import say_outcome
 
     checkpoint = next(c for c in experiment.trainer.callbacks if isinstance(c, RunCheckpoint))
     checkpoint.finish(experiment.trainer)
@@ -266,7 +241,9 @@ def _finish(experiment: Any, folder: RunDirectory) -> None:
         "checkpoint": str(best),
         "checkpoint_hash": content_hash(best) if best.exists() else None,
     }
+    score = rounded(score)
     folder.record(score)
+    say_outcome(experiment, best, seconds=seconds)
     print(json.dumps(score))
 
 
@@ -276,6 +253,7 @@ def _dry_run(arguments: Arguments) -> int:
     from gmf_platform.cli.device import check_device
     from gmf_platform.cli.experiment import Experiment
     from gmf_platform.cli.output import StepTimer, log_to
+    from gmf_platform.cli.summary import say_plan
 
     log_to(None)
     experiment = Experiment(arguments)
@@ -285,7 +263,7 @@ def _dry_run(arguments: Arguments) -> int:
         experiment.plan_training()
         _load_initial(experiment, arguments.options)
         trainer, steps = experiment.trainer, experiment.trainer.max_steps
-        _summarise(experiment)
+        say_plan(experiment)
         timer = StepTimer()
         trainer.callbacks.append(timer)  # type: ignore[attr-defined]
         trainer.fit_loop.epoch_loop.max_steps = 2

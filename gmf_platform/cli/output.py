@@ -2,16 +2,16 @@
 
 import logging
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from lightning.pytorch import Callback, Trainer
 
-from gmf_platform.callbacks.progress import Progress
+from gmf_platform.callbacks.progress import STEPS, Progress
 from gmf_platform.distributed.order import BatchPlan
 from gmf_platform.errors import UserError, counted
 from gmf_platform.models.norm import NormMode
@@ -19,7 +19,7 @@ from gmf_platform.models.norm import NormMode
 if TYPE_CHECKING:
     from gmf_platform.cli.experiment import Experiment
 
-__all__ = ["StepTimer", "advising_on_memory", "log_to", "norm_advice"]
+__all__ = ["StepTimer", "advising_on_memory", "log_to", "norm_advice", "rounded"]
 
 _LEAST_FOR_NORM = 4
 """Samples under which the statistics of a batch norm are too noisy: a "micro-batch" in Wang et
@@ -30,7 +30,7 @@ norm than with group norm (Wu and He, Group Normalization, arXiv 1803.08494)."""
 def log_to(file: Path | None) -> None:
     """Send our log lines to the console and to a file.
 
-    Where a progress bar owns the console, the progress lines go to the file alone.
+    Where there is a progress bar, the lines that it stands for go to the file alone.
     """
     root = logging.getLogger("gmf_platform")
     root.setLevel(logging.INFO)
@@ -38,15 +38,30 @@ def log_to(file: Path | None) -> None:
     for handler in list(root.handlers):
         root.removeHandler(handler)
         handler.close()
-    console = logging.StreamHandler(sys.stdout)
+    console = _Console()
     if Progress.is_bar_wanted():
-        console.addFilter(lambda record: record.name != "gmf_platform.callbacks.progress")
+        console.addFilter(lambda record: record.name != STEPS)
     root.addHandler(console)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(file)
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         root.addHandler(handler)
+
+
+class _Console(logging.Handler):
+    """Writes to what is standard output at the time: a bar puts lines above itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            print(self.format(record), flush=True)
+        except OSError:
+            self.handleError(record)
+
+
+def rounded(score: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of scores with the digits that float32 has: 0.3 and not 0.30000001192."""
+    return {k: float(str(np.float32(v))) if isinstance(v, float) else v for k, v in score.items()}
 
 
 @contextmanager

@@ -159,6 +159,7 @@ def _write_onnx(
         dynamic_shapes={"images": dict(enumerate(("batch", "height", "width")))},  # their names
         dynamo=True,
         external_data=False,
+        optimize=False,  # minutes for the largest models; onnxruntime does it when it loads a file
     )
     assert written is not None
     for node in written.model.graph.all_nodes():

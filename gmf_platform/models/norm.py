@@ -1,8 +1,8 @@
 """The one batch norm of the platform: its statistics, their synchronisation and their access."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -10,12 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmf_platform.errors import UserError
+from gmf_platform.models.norm_functions import (
+    NormHardswish,
+    Statistics,
+    normalise,
+    statistics_of_all_ranks,
+)
+from gmf_platform.models.token_ops import Epilogue, linear, product
 
 __all__ = [
     "BatchNorm",
     "BatchTooSmallError",
     "NormMode",
     "average_statistics",
+    "joint_statistics",
     "set_norm_mode",
     "split_statistics",
     "statistics_estimated",
@@ -70,38 +78,59 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         """Add the mode to what ``print(model)`` shows."""
         return f"{super().extra_repr()}, mode={self.mode}"
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        statistics: Statistics | None = None,
+        *,
+        weight_before: Tensor | None = None,
+        hardswish: bool = False,
+    ) -> Tensor:
         """Normalise.
 
         Args:
             x: Images or vectors (N, C, ...), in any memory format.
+            statistics: What `joint_statistics` gave for this norm and ``x``. Not needed: it saves
+                collectives where norms stand side by side.
+            weight_before: Weights (C, inputs) of a linear layer between vectors ``x`` (N, inputs)
+                and this norm: in inference the two become one.
+            hardswish: Whether a hardswish follows, which is then repeated in the backward pass.
 
         Returns:
-            A tensor of the shape and dtype of ``x``.
+            A tensor of the shape and dtype of ``x``, or of what the linear layer gives.
 
         Raises:
             BatchTooSmallError: In training, if batch statistics are to be taken of a single value
                 per channel.
         """
+        fixed = self.sums is None and (not self.training or self.mode == "frozen")
+        if weight_before is not None:
+            if fixed and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+                return self._with_product(x, weight_before, "hardswish" if hardswish else "none")
+            x = linear(x, weight_before)
         mean, var, batches = self._running()
-        # Mixed-precision sharding casts parameters and leaves buffers alone.
-        weight, bias = self.weight.to(mean.dtype), self.bias.to(mean.dtype)
-        if self.sums is not None:
-            return self._estimate(x, weight, bias, self.sums)
-        if not self.training or self.mode == "frozen":
-            return F.batch_norm(x, mean, var, weight, bias, False, 0.0, self.eps)
-        if self.mode == "sync" and _world_size() > 1:
-            y, *statistics = _SyncedNorm.apply(x, weight, bias, self.eps)
+        weight, bias = self._affine()
+        if fixed:
+            y = F.batch_norm(x, mean, var, weight, bias, eps=self.eps)
+            return F.hardswish(y) if hardswish else y
+        if self.synchronises:
+            statistics = statistics or statistics_of_all_ranks([x])[0]
             self._track(*statistics)
-            return y
+            return normalise(x, statistics, weight, bias, eps=self.eps, hardswish=hardswish)
 
         self._refuse_single_values(x)
+        if self.sums is not None:
+            y = self._estimate(x, weight, bias, self.sums)
+            return F.hardswish(y) if hardswish else y
         if self.keeps_statistics:
             # Copies, not None: a repeated forward must save as many tensors as the first.
             mean, var = mean.clone(), var.clone()
         else:
             batches.add_(1)
-        return F.batch_norm(x, mean, var, weight, bias, True, self.momentum, self.eps)
+        if hardswish and not torch.compiler.is_compiling():
+            return NormHardswish.apply(x, weight, bias, (mean, var), self.momentum, self.eps)
+        y = F.batch_norm(x, mean, var, weight, bias, True, self.momentum, self.eps)
+        return F.hardswish(y) if hardswish else y
 
     def _running(self) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, variance and count of the set in use."""
@@ -112,19 +141,45 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         )
         return mean, var, batches
 
+    def _affine(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias."""
+        # Mixed-precision sharding casts parameters and leaves buffers alone.
+        dtype = self.running_mean.dtype
+        return self.weight.to(dtype), self.bias.to(dtype)
+
+    def _with_product(self, x: Tensor, before: Tensor, epilogue: Epilogue) -> Tensor:
+        """One product in place of the one before and a norm by running statistics."""
+        (mean, var, _), (weight, bias) = self._running(), self._affine()
+        scale = weight * torch.rsqrt(var + self.eps)
+        folded, shift = before * scale[:, None], bias - mean * scale
+        return product(x, folded.to(x.dtype), shift.to(x.dtype), epilogue)
+
     @torch.no_grad()
     def _estimate(self, x: Tensor, weight: Tensor, bias: Tensor, sums: Tensor) -> Tensor:
         """Normalise a batch by its own statistics, and add these to the sums."""
-        self._refuse_single_values(x)
         mean, var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
         y = F.batch_norm(x, mean, var, weight, bias, True, 1.0, self.eps)
         mean, var = mean.double(), var.double()
         sums += torch.stack([mean, var + mean.square(), torch.ones_like(mean)])
         return y
 
-    def forward_tokens(self, x: Tensor) -> Tensor:
+    def forward_tokens(
+        self,
+        x: Tensor,
+        statistics: Statistics | None = None,
+        *,
+        weight_before: Tensor | None = None,
+        hardswish: bool = False,
+    ) -> Tensor:
         """Normalise channels-last tokens (..., C); as `forward`, without moving memory."""
-        return self(x.reshape(-1, self.num_features)).view(x.shape)
+        y = self(_rows(x), statistics, weight_before=weight_before, hardswish=hardswish)
+        return y.view(*x.shape[:-1], self.num_features)
+
+    @property
+    def synchronises(self) -> bool:
+        """Whether the next training batch is normalised by statistics of all ranks."""
+        by_batch = self.training and self.sums is None
+        return by_batch and self.mode == "sync" and _world_size() > 1
 
     def _refuse_single_values(self, x: Tensor) -> None:
         if x.numel() == x.shape[1]:
@@ -144,6 +199,23 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         batches.add_(1)
         running_mean.lerp_(mean.to(running_mean.dtype), self.momentum)
         running_var.lerp_(unbiased.to(running_var.dtype), self.momentum)
+
+
+def joint_statistics(
+    norms: Sequence[BatchNorm], tokens: Sequence[Tensor]
+) -> list[Statistics | None]:
+    """Statistics for norms that stand side by side, in one collective for all.
+
+    Args:
+        norms: The norms, which are to be called next, each with its own.
+        tokens: The channels-last tokens (..., C) of each.
+
+    Returns:
+        What each norm takes; None for one that does not synchronise.
+    """
+    rows = [_rows(x) for norm, x in zip(norms, tokens, strict=True) if norm.synchronises]
+    made = iter(statistics_of_all_ranks(rows) if rows else ())
+    return [next(made) if norm.synchronises else None for norm in norms]
 
 
 def set_norm_mode(module: nn.Module, mode: NormMode) -> None:
@@ -277,67 +349,9 @@ def _batch_norms(module: nn.Module) -> Iterator[BatchNorm]:
     return (part for part in module.modules() if isinstance(part, BatchNorm))
 
 
+def _rows(tokens: Tensor) -> Tensor:
+    return tokens.reshape(-1, tokens.shape[-1])
+
+
 def _world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-class _SyncedNorm(torch.autograd.Function):
-    """Batch norm by the statistics of the values of all ranks, on any backend.
-
-    ``torch.nn.SyncBatchNorm`` runs on GPUs only. One collective each way: forward, every rank's
-    count, mean and sum of squared deviations, merged as in Chan, Golub, LeVeque, "Updating
-    Formulae and a Pairwise Algorithm for Computing Sample Variances" (1979), which never subtracts
-    large numbers; backward, the two sums that the gradients of mean and variance need.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        mean, var, count = _global_statistics(x)
-        ctx.save_for_backward(x, weight, mean, var, count)
-        ctx.eps = eps
-        ctx.mark_non_differentiable(mean, var, count)
-        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps), mean, var, count
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, weight, mean, var, count = ctx.saved_tensors
-        axes, shape = _axes_and_shape(x)
-        inv_std = torch.rsqrt(var + ctx.eps)
-        normed = (x.to(mean.dtype) - mean.view(shape)) * inv_std.view(shape)
-        grad = grad.to(mean.dtype)
-        grad_bias, grad_weight = grad.sum(axes), (grad * normed).sum(axes)
-
-        sums = torch.stack([grad_bias, grad_weight])
-        dist.all_reduce(sums)
-        through_mean, through_std = (sums / count).view(2, *shape)
-        grad_x = (weight * inv_std).view(shape) * (grad - through_mean - normed * through_std)
-        # Weight and bias get this rank's share: whoever averages gradients over ranks adds them.
-        return grad_x.to(x.dtype), grad_weight.to(weight.dtype), grad_bias.to(weight.dtype), None
-
-
-def _global_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean (C,), biased variance (C,) and count () of the values of all ranks, per channel."""
-    axes, shape = _axes_and_shape(x)
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    count = x.numel() // x.shape[1]
-    mean = x.sum(axes) / max(count, 1)  # a rank may hold no value at all
-    squares = (x - mean.view(shape)).square().sum(axes)
-
-    local = torch.cat([mean, squares, mean.new_tensor([count])])
-    gathered = local.new_empty(_world_size() * len(local))
-    dist.all_gather_into_tensor(gathered, local)
-    ranks = gathered.view(-1, len(local))
-    counts = ranks[:, -1:]
-    means, all_squares = ranks[:, :-1].chunk(2, dim=1)
-
-    total = counts.sum()
-    mean = (counts * means).sum(0) / total
-    squares = all_squares.sum(0) + (counts * (means - mean).square()).sum(0)
-    return mean, squares / total, total
-
-
-def _axes_and_shape(x: Tensor) -> tuple[list[int], list[int]]:
-    """The axes of (N, C, ...) that are reduced, and the shape that spreads (C,) over it."""
-    return [0, *range(2, x.ndim)], [1, -1, *[1] * (x.ndim - 2)]

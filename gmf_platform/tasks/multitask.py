@@ -1,5 +1,6 @@
 """Several tasks on one backbone, each with its own head, data and scores."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any, Literal
@@ -19,6 +20,8 @@ from gmf_platform.tasks.base import BaseTask
 from gmf_platform.tasks.parts import TaskFactory, check_partners, classes_by_task
 
 __all__ = ["MultiTask"]
+
+log = logging.getLogger(__name__)
 
 
 class MultiTask(BaseTask):
@@ -104,11 +107,17 @@ class MultiTask(BaseTask):
         self.tasks = nn.ModuleDict(made)
 
     def setup(self, stage: str) -> None:
-        """Refuse what cannot work together.
+        """Refuse what cannot work together, and say what norm statistics of each task cost.
 
         Raises:
             UserError: naming the keys.
         """
+        if self.norm_statistics == "per_task" and self.trainer.is_global_zero:
+            log.info(
+                "norms        model.norm_statistics is per_task: prediction and validation run the "
+                "backbone once for each of %d tasks, where shared statistics let them run it once",
+                len(self.tasks),
+            )
         if stage != "fit":
             return
         takes_turns = getattr(getattr(self.trainer, "datamodule", None), "turns", None) is not None

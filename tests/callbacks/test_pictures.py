@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from gmf_platform.callbacks import Pictures
+from gmf_platform.distributed.order import EvalBatches
 from gmf_platform.evaluation.drawing import Compared
 from gmf_platform.tasks.base import unpadded
 
@@ -42,7 +43,17 @@ def trainer(tmp_path):
         loggers=[],
         global_step=3,
         state=SimpleNamespace(fn="fit"),
+        val_dataloaders=None,
     )
+
+
+class Loader(list):
+    """Batches of numbers of samples."""
+
+    def __init__(self, batches, rank=0, world_size=1):
+        self.dataset = range(sum(map(len, batches)))
+        self.batches = EvalBatches(batches, rank=rank, world_size=world_size)
+        super().__init__(self.batches.batches)
 
 
 def batch(*greys):
@@ -73,7 +84,50 @@ def has_grey(array, grey):
     return bool((np.abs(array - grey).max(axis=2) <= 1).sum() > 1000)
 
 
-def test_the_first_images_with_truth_and_prediction(trainer, tmp_path):
+def first_row(array, grey):
+    """Of those that are mostly of a grey."""
+    return np.flatnonzero((np.abs(array - grey).max(axis=2) <= 1).sum(axis=1) > 100)[0]
+
+
+def test_images_evenly_spaced_with_truth_and_prediction(trainer, tmp_path):
+    """The first and the last one, and between them; the order of the batches is another's affair."""
+    trainer.val_dataloaders, trainer.num_val_batches = Loader([[3, 4], [0, 1], [2]]), [3]
+    callback = Pictures(count=3)
+    for _ in range(2):  # the same ones each time
+        validate(callback, trainer, batch(130, 170), batch(50, 70), batch(90))
+        drawn = sheet(tmp_path)
+        greys = (50, 70, 90, 130, 170)
+        assert [has_grey(drawn, grey) for grey in greys] == [True, False, True, False, True]
+        assert first_row(drawn, 50) < first_row(drawn, 90) < first_row(drawn, 170)
+
+
+def test_images_of_a_part_of_the_split(trainer, tmp_path):
+    """What limit_val_batches leaves out is not waited for."""
+    trainer.val_dataloaders, trainer.num_val_batches = Loader([[0], [1], [2], [3]]), [2]
+    validate(Pictures(count=2), trainer, batch(50), batch(90))
+    assert [has_grey(sheet(tmp_path), grey) for grey in (50, 90)] == [True, True]
+
+
+def test_images_of_all_processes(trainer, tmp_path, monkeypatch):
+    """The same ones as one process takes, in the same order."""
+    groups = [[0], [1], [2], [3]]
+    one, other = SimpleNamespace(**vars(trainer)), trainer
+    one.val_dataloaders, one.num_val_batches = Loader(groups, 0, 2), [2]
+    other.val_dataloaders, other.num_val_batches = Loader(groups, 1, 2), [2]
+    sent = []
+    monkeypatch.setattr("gmf_platform.callbacks.pictures.to_first", sent.append)
+    validate(Pictures(count=3), other, batch(70), batch(170))
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr("gmf_platform.callbacks.pictures.to_first", lambda own: [own, *sent])
+    validate(Pictures(count=3), one, batch(50), batch(90))
+    together = sheet(tmp_path)
+    trainer.val_dataloaders, trainer.num_val_batches = Loader(groups), [4]
+    monkeypatch.undo()
+    validate(Pictures(count=3), trainer, batch(50), batch(70), batch(90), batch(170))
+    assert np.array_equal(together, sheet(tmp_path))
+
+
+def test_the_first_images_of_a_loader_of_someone_else(trainer, tmp_path):
     callback = Pictures(count=3)
     validate(callback, trainer, batch(50, 90), batch(130, 170))
     drawn = sheet(tmp_path)

@@ -68,10 +68,8 @@ def test_scores_that_a_task_has_in_front(progress, trainer, caplog):
 
 
 def test_only_the_first_process_speaks_and_only_of_training(progress, trainer, caplog):
-    for setting in ({"is_global_zero": False}, {"sanity_checking": True}):
+    for setting in ({"is_global_zero": False}, {"sanity_checking": True}, {"global_step": 0}):
         progress.on_validation_end(SimpleNamespace(**vars(trainer) | setting), None)
-    trainer.state.fn = "validate"
-    progress.on_validation_end(trainer, None)
     trainer.is_global_zero = False
     progress.on_train_batch_end(trainer)
     assert caplog.messages == []
@@ -82,7 +80,10 @@ def test_a_bar_only_on_a_terminal(monkeypatch):
         def isatty(self):
             return True
 
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     assert not Progress.is_bar_wanted()
     monkeypatch.setattr(sys, "stdout", Terminal())
     assert Progress.is_bar_wanted()
+    monkeypatch.setenv("TERM", "dumb")
+    assert not Progress.is_bar_wanted()

@@ -1,9 +1,13 @@
+import logging
+import warnings
 from contextlib import chdir
 
 import pytest
+from lightning.pytorch import Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
 
 from gmf_platform.cli.arguments import VerbParser, parse_arguments
-from gmf_platform.cli.experiment import Experiment, is_first_process
+from gmf_platform.cli.experiment import Experiment, _quieten, is_first_process
 from gmf_platform.errors import UserError
 
 
@@ -119,3 +123,27 @@ def test_is_first_process(monkeypatch, environment, first):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert is_first_process() == first
+
+
+def test_lightning_says_nothing_that_is_of_no_use(tmp_path, monkeypatch, caplog):
+    """Of a run shorter than a logging interval, on a machine with Slurm."""
+    (tmp_path / "srun").write_text("#!/bin/sh\n")
+    (tmp_path / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    caplog.set_level(logging.INFO, logger="lightning")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        _quieten()
+        quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+        trainer = Trainer(
+            accelerator="cpu",
+            max_steps=1,
+            limit_train_batches=1,
+            limit_val_batches=1,
+            default_root_dir=tmp_path,
+            **dict.fromkeys(quiet, False),
+        )
+        trainer.fit(BoringModel())
+        trainer.validate(BoringModel(), verbose=False)
+    assert [str(one.message) for one in said if "lightning" in one.filename] == []
+    assert caplog.messages == []

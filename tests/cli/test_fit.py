@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -85,6 +86,24 @@ def test_log(trained, logged_steps):
         assert said in log
 
 
+def test_rows_before_and_after(trained):
+    """The network's own count is that of `info`; the last line is the score."""
+    lines = [line.split(maxsplit=1) for line in trained.result.out.splitlines()]
+    rows = {words[0]: words[1] for words in lines if len(words) == 2}
+    assert re.fullmatch(r"0\.\d\d GFLOPs for an image of 64 x 64, forward", rows["operations"])
+    assert rows["schedule"].startswith("AdamW, lr 0.001, Polynomial (warmup_steps 2, ")
+    assert re.fullmatch(r"one device \(\w+\)", rows["strategy"])
+    assert re.fullmatch(r"val/miou 0\.\d{4} at step [36]", rows["best"])
+    assert re.fullmatch(r"0\.\d\d hours, \d+\.\d images/s in training", rows["time"])
+    assert rows["checkpoint"] == "runs/done/checkpoints/best.ckpt"
+    order = [words[0] for words in lines]
+    assert order.index("strategy") < order.index("step") < order.index("best") < len(order) - 1
+
+
+def test_batch_logs_are_plain(trained):
+    assert not {"\x1b", "\r"} & {*trained.result.out, *(trained.path / "log.txt").read_text()}
+
+
 def test_curves(trained, scalars):
     curves = scalars(trained.path)
     assert set(TAGS) <= set(curves)
@@ -95,7 +114,8 @@ def test_curves(trained, scalars):
     parts = zip(curves["train/loss_decode"], curves["train/loss_auxiliary"], strict=True)
     sums = [decode + auxiliary for (_, decode), (_, auxiliary) in parts]
     assert [loss for _, loss in curves["train/loss"]] == pytest.approx(sums, rel=1e-5)
-    assert curves["val/miou"][-1][1] in [score["val/miou"] for score in scores(trained.path)]
+    last = pytest.approx(curves["val/miou"][-1][1], rel=1e-7)
+    assert last in [score["val/miou"] for score in scores(trained.path)]
     assert all(0 <= value <= 1 for _, value in curves["speed/data_wait"])
 
 

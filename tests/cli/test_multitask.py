@@ -143,6 +143,33 @@ def test_predict_writes_what_each_task_says(whole, call, folder, sample_ade20k, 
     assert "--overwrite" in again.err
 
 
+def test_statistics_per_task_say_what_they_cost(small, call, folder, sample_ade20k, tmp_path):
+    said = "norm_statistics is per_task: prediction and validation run the backbone once for each"
+    words = (
+        "--name",
+        "per_task",
+        "--model.norm_statistics",
+        "per_task",
+        "--trainer.max_steps",
+        "1",
+    )
+    fitted = call("fit", *small, *words, cwd=folder)
+    assert fitted.code == 0, fitted.err
+    assert said in fitted.out
+    images = sample_ade20k / "images" / "validation"
+    words = (
+        "--run",
+        folder / "runs" / "per_task",
+        "--images",
+        images,
+        "--output",
+        tmp_path / "out",
+    )
+    predicted = call("predict", *words, cwd=folder)
+    assert predicted.code == 0, predicted.err
+    assert said in predicted.out
+
+
 STOPPER = """
 import os, signal
 from lightning.pytorch import Callback

@@ -312,3 +312,7 @@ def test_validation_gives_the_same_twice(sample_ade20k):
 
 def test_steps_per_epoch(sample_ade20k):
     assert make_data(sample_ade20k, "fit", global_batch_size=8).steps_per_epoch() == 1.5
+
+
+def test_size_of_training_images():
+    assert ADE20K("none", crop_size=64).training_size == (64, 64)

@@ -572,3 +572,9 @@ def test_real_boxes_alone(real_data):
     assert data.class_names == ["Platelets", "RBC", "WBC"]
     assert len(data.split("training")) == 292
     assert next(iter(data.train_loader(steps=1)))["images"].shape[0] == 4
+
+
+def test_size_of_training_images():
+    assert COCO("none").training_size == (800, 1333)
+    assert COCO("none", multi_scale=[480, 640]).training_size == (640, 1333)
+    assert COCO("none", jitter=(0.1, 2.0), jitter_size=512).training_size == (512, 512)

@@ -351,3 +351,7 @@ def test_cut_off_shards_of_both_splits_are_said_at_once(drawn, tmp_path):
 def test_a_class_named_twice(drawn):
     with pytest.raises(UserError, match=r"data\.classes: n2: named more than once"):
         module(drawn, classes=["n2", "n1", "n2"])
+
+
+def test_size_of_training_images():
+    assert ImageNet("none", image_size=384).training_size == (384, 384)

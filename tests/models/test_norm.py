@@ -5,11 +5,19 @@ import multiprocessing
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import nn
 
 from gmf_platform.errors import UserError
 from gmf_platform.models.backbones import GroupMixFormer
-from gmf_platform.models.norm import BatchNorm, BatchTooSmallError, set_norm_mode, statistics_kept
+from gmf_platform.models.norm import (
+    BatchNorm,
+    BatchTooSmallError,
+    set_norm_mode,
+    split_statistics,
+    statistics_estimated,
+    statistics_kept,
+)
 
 CHANNELS = 6
 
@@ -45,6 +53,62 @@ def test_one_process_is_exactly_pytorch(mode, memory):
             strict=True,
         )
         assert all(torch.equal(a, b) for a, b in pair)
+
+
+@pytest.mark.parametrize("mode", ["sync", "frozen"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("with_product", [True, False])
+def test_a_hardswish_and_a_product_are_taken_in(mode, training, with_product, relative_error):
+    ours, theirs = make_pair(mode)
+    ours.double().train(training)
+    theirs.double().train(training and mode == "sync")
+    weight = torch.randn(CHANNELS, 4 if with_product else CHANNELS).double().requires_grad_()
+    x = torch.randn(2, 3, 5, weight.shape[1], dtype=torch.float64, requires_grad=True)
+    before = weight if with_product else None
+    y = ours.forward_tokens(x, weight_before=before, hardswish=True)
+    products = x @ weight.T if with_product else x
+    expected = F.hardswish(theirs(products.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+    assert relative_error(y, expected) < 1e-14
+
+    inputs = [x, *([weight] if with_product else [])]
+    direction = torch.randn_like(y)
+    gradients = torch.autograd.grad(y, [*inputs, ours.weight, ours.bias], direction)
+    references = torch.autograd.grad(expected, [*inputs, theirs.weight, theirs.bias], direction)
+    for gradient, reference in zip(gradients, references, strict=True):
+        assert relative_error(gradient, reference) < 1e-13
+    for buffer, reference in zip(ours.buffers(), theirs.buffers(), strict=True):
+        torch.testing.assert_close(buffer, reference)
+
+    with torch.no_grad():
+        again = ours.eval().forward_tokens(x, weight_before=before, hardswish=True)
+        expected = F.hardswish(theirs.eval()(products.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+    assert relative_error(again, expected) < 1e-14
+
+
+def test_fast_inference_takes_the_statistics_in_use(relative_error):
+    norm, _ = make_pair()
+    norm.double().eval()
+    split_statistics(norm, ["other"])
+    norm.running_mean_other += 3
+    x, weight = torch.randn(2, 5, 4).double(), torch.randn(CHANNELS, 4).double()
+    for used in ("", "other"):
+        norm.used_statistics = used
+        with torch.no_grad():
+            y = norm.forward_tokens(x, weight_before=weight, hardswish=True)
+            expected = F.hardswish(norm.forward_tokens(x @ weight.T))
+        assert relative_error(y, expected) < 1e-14
+
+
+def test_statistics_are_estimated_of_what_a_product_gives(relative_error):
+    norm, theirs = make_pair()
+    norm.double().eval()
+    theirs.double().momentum = 1.0
+    x, weight = torch.randn(50, 4).double(), torch.randn(CHANNELS, 4).double()
+    with torch.no_grad(), statistics_estimated(norm):
+        y = norm(x, weight_before=weight, hardswish=True)
+    expected = F.hardswish(theirs((x @ weight.T)[..., None, None])).squeeze()
+    assert relative_error(y, expected) < 1e-14
+    assert relative_error(norm.running_mean, theirs.running_mean) < 1e-14
 
 
 def test_state_has_pytorchs_names():

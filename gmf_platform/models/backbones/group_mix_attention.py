@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmf_platform.errors import UserError
-from gmf_platform.models.norm import BatchNorm
+from gmf_platform.models.backbones.factorised_attention import attend
+from gmf_platform.models.norm import BatchNorm, joint_statistics
+from gmf_platform.models.token_ops import depthwise, linear
 
-__all__ = ["Aggregated", "GroupMixAttention", "SeparableConv", "conv_tokens"]
+__all__ = ["Aggregated", "GroupMixAttention", "SeparableConv"]
 
 Aggregated = Literal["qkv", "qk", "qv", "kv", "q", "k", "v", "none"]
 """Which of Q, K and V are turned into group proxies."""
@@ -77,44 +79,29 @@ class GroupMixAttention(nn.Module):
 
     def borrowed_parameters(self) -> Iterator[Tensor]:
         """Parameters of modules inside, which `forward` reads without calling those modules."""
-        return iter(()) if self.crpe is None else self.crpe.parameters()
+        for module in (self.qkv, self.crpe, self.proj):
+            if module is not None:
+                yield from module.parameters()
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix tokens (B, H, W, C) into tokens of the same shape."""
-        qkv = self.qkv(x).unflatten(-1, (3, self.segments, -1))
-        segments = qkv.movedim(-2, 0).contiguous()  # (G, B, H, W, 3, S), the one copy
-        groups, local = self.aggregator(segments)
-        mixed = [self.attend(*group) for group in groups]
-        if self.crpe is not None:
-            terms = zip(mixed, groups, self.crpe.per_segment(), strict=True)
-            mixed = [
-                torch.addcmul(attention, q, conv_tokens(v, kernel, bias))
-                for attention, (q, _, v), (kernel, bias) in terms
-            ]
-        return self.proj(torch.cat([*mixed, *local], dim=-1))
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention among the heads of one segment.
-
-        Args:
-            q: Aggregated queries (B, H, W, S).
-            k: Keys, likewise.
-            v: Values, likewise.
-
-        Returns:
-            Tokens (B, H, W, S).
-        """
-        q_rows, k_rows, v_rows = (t.flatten(1, 2) for t in (q, k, v))  # (B, N, S)
-        # Exponentials of thousands of tokens are summed, so not in bfloat16.
-        dtype = torch.promote_types(k.dtype, torch.float32)
-        weights = k_rows.softmax(dim=1, dtype=dtype).to(v.dtype)
-        # One product for all heads of the segment reads the rows where they lie; the mask then
-        # drops what crosses heads.
-        context = weights.mT @ v_rows * self.head_mask(v)
-        return (q_rows @ context).view(q.shape)
+        qkv = linear(x, self.qkv.weight, self.qkv.bias).unflatten(-1, (3, self.segments, -1))
+        segments = qkv.permute(4, 3, 0, 1, 2, 5).contiguous()  # (G, 3, B, H, W, S), the one copy
+        groups, local = self.aggregator(segments.unbind(0))
+        mask = self.head_mask(groups[0])
+        positions = self.crpe.per_segment() if self.crpe else [(None, None)] * len(groups)
+        mixed = [
+            attend(group, mask, kernel, bias)
+            for group, (kernel, bias) in zip(groups, positions, strict=True)
+        ]
+        return linear(torch.cat([*mixed, *local], dim=-1), self.proj.weight, self.proj.bias)
 
     def head_mask(self, like: Tensor) -> Tensor:
-        """The scale (S, S) where two channels belong to one head, else 0."""
+        """The scale (S, S) where two channels of a segment belong to one head, else 0.
+
+        One product for all heads of a segment reads the tokens where they lie; the mask then drops
+        what crosses heads.
+        """
         head = like.new_full((self.head_dim, self.head_dim), self.scale)
         return torch.block_diag(*[head] * (like.shape[-1] // self.head_dim))
 
@@ -154,34 +141,58 @@ class Aggregator(nn.Module):
             self.add_module(f"norm{i}", BatchNorm(segment))
         self.agg0 = LocalMix(segment) if local_branch else None
 
-    def forward(self, segments: Tensor) -> tuple[list[tuple[Tensor, ...]], list[Tensor]]:
-        """Aggregate segments (G, B, H, W, 3, S) of Q, K, V.
+    def borrowed_parameters(self) -> Iterator[Tensor]:
+        """See `GroupMixAttention.borrowed_parameters`."""
+        for module in self.children():
+            if isinstance(module, SeparableConv):
+                yield from module.parameters()
+
+    def forward(self, segments: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Aggregate segments of Q, K and V, each (3, B, H, W, S).
 
         Returns:
-            Q, K and V (B, H, W, S) of each attending segment; and the locally mixed segment
+            Q, K and V (3, B, H, W, S) of each attending segment; and the locally mixed segment
             (B, H, W, S), if there is one.
         """
-        attending = segments[: len(self.kernel_sizes)].unbind(0)
-        groups = [self.proxies(i, segment) for i, segment in enumerate(attending)]
-        return groups, [] if self.agg0 is None else [self.agg0(segments[-1])]
-
-    def proxies(self, number: int, qkv: Tensor) -> tuple[Tensor, ...]:
-        """Q, K and V (B, H, W, S) of a segment, of which those that are to be are aggregated."""
+        groups = list(segments[: len(self.kernel_sizes)])
+        local = [] if self.agg0 is None else [self.agg0(segments[-1])]
         if len(self.places) == 3:
-            return self.aggregate(number, qkv).unbind(3)
-        tokens = list(qkv.unbind(3))
+            return self.aggregate(groups), local
         if self.places:
-            aggregates = self.aggregate(number, qkv[:, :, :, self.places])
-            for place, proxy in zip(self.places, aggregates.unbind(3), strict=True):
-                tokens[place] = proxy
-        return tuple(tokens)
+            some = self.aggregate([group[self.places] for group in groups])
+            groups = [self.replace(*pair) for pair in zip(groups, some, strict=True)]
+        return groups, local
 
-    def aggregate(self, number: int, tokens: Tensor) -> Tensor:
-        """Group proxies of tokens (B, H, W, n, S), of the same shape."""
-        if self.kernel_sizes[number] > 1:
-            tokens = getattr(self, f"agg{number}")(tokens)
-        normed: Tensor = getattr(self, f"norm{number}").forward_tokens(tokens)
-        return F.hardswish(normed)
+    def replace(self, group: Tensor, proxies: Tensor) -> Tensor:
+        """Put proxies (n, B, H, W, S) in the places of their tokens in (3, B, H, W, S)."""
+        tokens = list(group.unbind(0))
+        for place, proxy in zip(self.places, proxies.unbind(0), strict=True):
+            tokens[place] = proxy
+        return torch.stack(tokens)
+
+    def aggregate(self, groups: list[Tensor]) -> list[Tensor]:
+        """Group proxies of the tokens (n, B, H, W, S) of each attending segment, of that shape."""
+        norms = [getattr(self, f"norm{i}") for i in range(len(groups))]
+        gathered = [self.gather(i, group) for i, group in enumerate(groups)]
+        if any(norm.synchronises for norm in norms):  # which then have to see the products
+            gathered = [(x if w is None else linear(x, w), None) for x, w in gathered]
+        statistics = joint_statistics(norms, [x for x, _ in gathered])
+        return [
+            norm.forward_tokens(x, own, weight_before=weight, hardswish=True)
+            for norm, (x, weight), own in zip(norms, gathered, statistics, strict=True)
+        ]
+
+    def gather(self, number: int, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Gather the neighbours of tokens (n, B, H, W, S), as many as the segment's kernel says.
+
+        Returns:
+            The tokens gathered by a depthwise convolution, and the weights (S, S) of the pointwise
+            one that is to follow; if the segment has them.
+        """
+        if self.kernel_sizes[number] == 1:
+            return tokens, None
+        convolution = getattr(self, f"agg{number}")
+        return convolution.gather(tokens.flatten(0, 1)).view(tokens.shape), convolution.weight
 
 
 class LocalMix(nn.Module):
@@ -193,9 +204,8 @@ class LocalMix(nn.Module):
         self.norm = nn.LayerNorm(segment)
 
     def forward(self, qkv: Tensor) -> Tensor:
-        """Map Q, K, V (B, H, W, 3, S) to tokens (B, H, W, S)."""
-        mixed = self.conv(qkv.flatten(3).unsqueeze(3)).squeeze(3)
-        return F.hardswish(self.norm(mixed))
+        """Map Q, K, V (3, B, H, W, S) to tokens (B, H, W, S)."""
+        return F.hardswish(self.norm(self.conv(qkv.movedim(0, 3).flatten(3))))
 
 
 class ConvRelativePosition(nn.Module):
@@ -252,35 +262,15 @@ class SeparableConv(nn.Module):
         """See `GroupMixAttention.borrowed_parameters`."""
         return self.parameters()
 
+    @property
+    def weight(self) -> Tensor:
+        """Weights (outputs, inputs) of the pointwise convolution."""
+        return self.pointwise_conv.weight.flatten(1)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """The depthwise convolution alone, of tokens (B, H, W, inputs)."""
+        return depthwise(x, self.conv1.weight, stride=self.conv1.stride[0])
+
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve each of G tensors side by side with the same kernels.
-
-        Args:
-            x: Tokens (B, H, W, G, inputs).
-
-        Returns:
-            Tokens (B, ceil(H / stride), ceil(W / stride), G, outputs).
-        """
-        copies = x.shape[3]
-        kernel = self.conv1.weight.repeat(copies, 1, 1, 1)
-        depthwise = conv_tokens(x.flatten(3), kernel, stride=self.conv1.stride[0])
-        return F.linear(
-            depthwise.unflatten(-1, (copies, -1)), self.pointwise_conv.weight.flatten(1)
-        )
-
-
-def conv_tokens(x: Tensor, kernel: Tensor, bias: Tensor | None = None, stride: int = 1) -> Tensor:
-    """Depthwise convolution of channels-last tokens.
-
-    Args:
-        x: Tokens (B, H, W, C).
-        kernel: Kernel (C, 1, k, k), k odd; the border is padded with (k - 1) / 2 zeros.
-        bias: Bias (C,).
-        stride: Step between output tokens.
-
-    Returns:
-        Tokens (B, ceil(H / stride), ceil(W / stride), C).
-    """
-    image = x.permute(0, 3, 1, 2)  # the same memory, seen as a channels-last image
-    padding = kernel.shape[-1] // 2
-    return F.conv2d(image, kernel, bias, stride, padding, groups=len(kernel)).permute(0, 2, 3, 1)
+        """Map (B, H, W, inputs) to (B, ceil(H / stride), ceil(W / stride), outputs)."""
+        return linear(self.gather(x), self.weight)

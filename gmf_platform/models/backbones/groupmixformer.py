@@ -8,7 +8,6 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -18,9 +17,9 @@ from gmf_platform.models.backbones.group_mix_attention import (
     Aggregated,
     GroupMixAttention,
     SeparableConv,
-    conv_tokens,
 )
 from gmf_platform.models.norm import BatchNorm, statistics_kept
+from gmf_platform.models.token_ops import depthwise, mlp
 
 __all__ = ["VARIANTS", "GroupMixFormer", "Layout", "Variant"]
 
@@ -185,8 +184,8 @@ class ConvStem(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = images.contiguous(memory_format=torch.channels_last)
-        x = F.hardswish(self.norm1(self.proj1(x)))
-        x = F.hardswish(self.norm2(self.proj2(x)))
+        x = self.norm1(self.proj1(x), hardswish=True)
+        x = self.norm2(self.proj2(x), hardswish=True)
         return x.permute(0, 2, 3, 1)
 
 
@@ -199,8 +198,12 @@ class PatchEmbed(nn.Module):
         self.norm = BatchNorm(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.proj(x.unsqueeze(3)).squeeze(3)
-        return F.hardswish(self.norm.forward_tokens(x))
+        gathered, weight = self.proj.gather(x), self.proj.weight
+        return self.norm.forward_tokens(gathered, weight_before=weight, hardswish=True)
+
+    def borrowed_parameters(self) -> Iterator[Tensor]:
+        """See `GroupMixAttention.borrowed_parameters`."""
+        return self.proj.parameters()
 
 
 class Stage(nn.Module):
@@ -236,9 +239,9 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.cpe(x)
-        x = x + self.drop_path(self.att(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = _add(x, self.cpe(x))
+        x = _add(x, self.drop_path(self.att(self.norm1(x))))
+        return _add(x, self.drop_path(self.mlp(self.norm2(x))))
 
 
 class ConvPosition(nn.Module):
@@ -253,7 +256,7 @@ class ConvPosition(nn.Module):
         return self.proj.parameters()
 
     def forward(self, x: Tensor) -> Tensor:
-        return conv_tokens(x, self.proj.weight, self.proj.bias)
+        return depthwise(x, self.proj.weight, self.proj.bias)
 
 
 class Mlp(nn.Module):
@@ -264,8 +267,17 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
 
+    def borrowed_parameters(self) -> Iterator[Tensor]:
+        """See `GroupMixAttention.borrowed_parameters`."""
+        return self.parameters()
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return mlp(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+
+
+def _add(x: Tensor, branch: Tensor) -> Tensor:
+    """The sum; in inference in the memory of the branch."""
+    return x + branch if torch.is_grad_enabled() else branch.add_(x)
 
 
 def _checkpointed(block: nn.Module, x: Tensor) -> Tensor:

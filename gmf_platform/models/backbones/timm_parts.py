@@ -19,8 +19,8 @@ class _BatchNormAct(BatchNorm):
         super().__init__(old.num_features, **settings)
         self.drop, self.act = old.drop, old.act
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.drop(super().forward(x)))
+    def forward(self, *args: Any, **options: Any) -> Tensor:
+        return self.act(self.drop(super().forward(*args, **options)))
 
 
 def exchange_batch_norms(model: nn.Module) -> None:
