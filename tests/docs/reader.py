@@ -31,7 +31,7 @@ SMALL = {
     r"model\..*\.warmup_(steps|epochs)": "1",
     r"model\.statistics_batches": "1",
     r"data\..*global_batch_size": "2",
-    r"data\..*per_device_batch_size": "1",
+    r"data\..*per_device_batch_size": "2",
     r"data\..*num_workers": "0",
     r"data\..*(crop|image)_size": "64",
     r"data\..*(multi_scale|eval_scales)": "[64]",
@@ -104,7 +104,7 @@ class Reader:
             return False
         path = self.folder / name[1]
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(block.text + "\n")
+        path.write_text(self._local(block.text) + "\n")
         return True
 
     def _check(self, block):

@@ -29,6 +29,7 @@ def samples(sample_ade20k, sample_coco, sample_imagenet, tmp_path_factory):
         "ADEChallengeData2016": sample_ade20k,
         "coco": sample_coco,
         "imagenet": sample_imagenet,
+        "imagenette": sample_imagenet,
         "camvid": camvid,
         "flowers": sample_imagenet / "train",
     }
