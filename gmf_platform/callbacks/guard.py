@@ -18,6 +18,7 @@ from gmf_platform.distributed.gradients import (
     are_finite,
     discard_gradients,
     local_gradients,
+    loss_scale,
     non_finite_parameters,
 )
 from gmf_platform.distributed.whole_state import whole_state_dict
@@ -193,7 +194,7 @@ class Guard(Callback):
                 rank=trainer.global_rank,
                 world_size=trainer.world_size,
                 precision=_precision(trainer),
-                loss_scale=_loss_scale(trainer),
+                loss_scale=loss_scale(trainer),
                 seeds=[part.seed for part in self._parts],
                 batches=[part.batch for part in self._parts],
                 state_dict=weights,
@@ -271,17 +272,7 @@ def _gathered(own: Finding) -> list[Finding]:
 
 
 def _scales_losses(trainer: Trainer) -> bool:
-    return _loss_scale(trainer) is not None
-
-
-def _loss_scale(trainer: Trainer) -> float | None:
-    scaler: Any = None
-    match trainer.strategy:
-        case ZeRO() as strategy:
-            scaler = strategy.model.optimizer.torch_autocast_gradscaler  # type: ignore[union-attr]
-        case _:
-            scaler = getattr(trainer.precision_plugin, "scaler", None)
-    return None if scaler is None else float(scaler.get_scale())
+    return loss_scale(trainer) is not None
 
 
 def _precision(trainer: Trainer) -> str:

@@ -1,14 +1,21 @@
 """TensorBoard events in the run's own folder, one clean curve over all restarts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from numpy.typing import NDArray
+from PIL import Image
 from tensorboard.compat.proto.event_pb2 import (  # type: ignore[import-untyped]
     Event,
     SessionLog,
 )
+from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+
+from gmf_platform.evaluation.precision_recall import THRESHOLDS, Curve
 
 __all__ = ["RunLogger"]
 
@@ -18,15 +25,18 @@ class RunLogger(TensorBoardLogger):
 
     Args:
         run: the run's folder.
+        texts: by title, as of the config; shown as they stand, of the step that training begins
+            or goes on at.
     """
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, texts: Mapping[str, str] | None = None) -> None:
         super().__init__(save_dir=run, name="", version="")
+        self.texts = texts or {}
         self._logged: dict[str, int | None] = {}
 
     @rank_zero_only
     def resume_at(self, step: int) -> None:
-        """Tell TensorBoard to drop what a killed run logged behind its last checkpoint.
+        """Begin to train: have TensorBoard drop what a killed run logged behind its last checkpoint.
 
         Args:
             step: events of this step and later ones are dropped.
@@ -34,6 +44,9 @@ class RunLogger(TensorBoardLogger):
         writer = self.experiment.file_writer
         writer.add_event(Event(step=step, file_version="brain.Event:2"))
         writer.add_event(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
+        for title, text in self.texts.items():
+            block = "\n".join(f"    {line}" for line in text.splitlines())  # Markdown's for code
+            self.experiment.add_text(title, block, step)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log once for each step, and without Lightning's ``epoch``: the whole run is one of them."""
@@ -44,6 +57,38 @@ class RunLogger(TensorBoardLogger):
         }
         self._logged |= dict.fromkeys(own, step)
         super().log_metrics(own, step)
+
+    @rank_zero_only
+    def add_picture(
+        self, tag: str, picture: NDArray[np.uint8], *, step: int, photos: bool = False
+    ) -> None:
+        """Show a picture (H, W, 3); one of photographs as JPEG, a tenth of the size of a PNG."""
+        file = BytesIO()
+        Image.fromarray(picture).save(file, format="JPEG" if photos else "PNG", quality=90)
+        height, width = picture.shape[:2]
+        image = Summary.Image(
+            height=height, width=width, colorspace=3, encoded_image_string=file.getvalue()
+        )
+        summary = Summary(value=[Summary.Value(tag=tag, image=image)])
+        self.experiment.file_writer.add_summary(summary, step)
+
+    @rank_zero_only
+    def add_curve(self, tag: str, curve: Curve, *, step: int) -> None:
+        """Show precision over recall."""
+        self.experiment.add_pr_curve_raw(tag, *curve, step, num_thresholds=THRESHOLDS)
+
+    @rank_zero_only
+    def set_layout(self, layout: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+        """Lay out several scalars a chart.
+
+        Args:
+            layout: of each category the charts, of each chart regular expressions of its tags.
+        """
+        charts = {
+            category: {title: ["Multiline", list(tags)] for title, tags in charts.items()}
+            for category, charts in layout.items()
+        }
+        self.experiment.add_custom_scalars(charts)
 
     def save(self) -> None:
         """Flush the events; the config is in config.yaml, not in an hparams.yaml."""

@@ -94,7 +94,7 @@ class Pictures(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger):
                 step = trainer.global_step - 1  # where Lightning puts the scores
-                logger.experiment.add_image(tag, picture, step, dataformats="HWC")
+                logger.add_picture(tag, picture, step=step, photos=True)
         folder = Path(trainer.default_root_dir) / "pictures"
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / ("_".join(filter(None, ("validation", name))) + ".png")

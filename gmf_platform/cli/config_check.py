@@ -24,7 +24,10 @@ CALLBACKS = {
     "guard": "gmf_platform.callbacks.Guard",
     "checkpoint": "gmf_platform.callbacks.RunCheckpoint",
     "throughput": "gmf_platform.callbacks.Throughput",
+    "magnitudes": "gmf_platform.callbacks.Magnitudes",
+    "charts": "gmf_platform.callbacks.Charts",
     "pictures": "gmf_platform.callbacks.Pictures",
+    "worst": "gmf_platform.callbacks.Worst",
     "average": "gmf_platform.callbacks.MovingAverage",
 }
 """Default callbacks by the key that sets them, so that no overlay drops one by accident."""

@@ -5,7 +5,7 @@ import logging
 import re
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +13,7 @@ from typing import Any
 
 from gmf_platform.cli.arguments import Arguments, VerbParser, parse_arguments, shipped_folder
 from gmf_platform.cli.config_check import checked
-from gmf_platform.cli.history import recorded
+from gmf_platform.cli.history import origin, recorded
 from gmf_platform.cli.precheck import check_checkpoint, check_data, check_init_from
 from gmf_platform.cli.restarts import Starts
 from gmf_platform.cli.run_directory import RunDirectory, config_differences, content_hash
@@ -111,7 +111,8 @@ def _train(arguments: Arguments, folder: RunDirectory, starts: Starts) -> int:
         last = None if options.fresh else _resume_from(folder, experiment)
         ckpt_path = _begin_from(options.ckpt_path, last, starts)
         _count_start(starts, ckpt_path, experiment, first=first)
-        experiment.build(folder.path, logger=RunLogger(folder.path))
+        texts = {"run/config": experiment.yaml, "run/origin": _lines(origin())} if first else {}
+        experiment.build(folder.path, logger=RunLogger(folder.path, texts))
         experiment.plan_training()
         done = folder.final_score(experiment.trainer.max_steps)
         if done is not None and not options.ckpt_path:
@@ -133,6 +134,10 @@ def _train(arguments: Arguments, folder: RunDirectory, starts: Starts) -> int:
     finally:
         folder.release()
     return ExitCode.DONE
+
+
+def _lines(named: Mapping[str, object]) -> str:
+    return "\n".join(f"{name}: {value}" for name, value in named.items())
 
 
 def _check_restarts(options: Namespace) -> None:

@@ -17,7 +17,7 @@ from gmf_platform import __version__
 from gmf_platform.cli.run_directory import RunDirectory
 from gmf_platform.errors import ExitCode
 
-__all__ = ["Curves", "git_state", "history", "read_curves", "recorded", "status"]
+__all__ = ["Curves", "git_state", "history", "origin", "read_curves", "recorded", "status"]
 
 _FILE = "history.jsonl"
 
@@ -28,8 +28,7 @@ def recorded(folder: RunDirectory) -> Iterator[None]:
 
     A process that is killed notes no end.
     """
-    state = {"git": git_state(), "version": __version__, "host": socket.gethostname()}
-    _append(folder, {"event": "start", **state, "command": shlex.join(sys.argv)})
+    _append(folder, {"event": "start", **origin()})
     outcome = "failed"
     try:
         yield
@@ -42,6 +41,12 @@ def recorded(folder: RunDirectory) -> Iterator[None]:
         raise
     finally:
         _append(folder, {"event": "end", "outcome": outcome})
+
+
+def origin() -> dict[str, str | None]:
+    """What this process was started from: commit, version, host and command."""
+    about = {"git": git_state(), "version": __version__, "host": socket.gethostname()}
+    return about | {"command": shlex.join(sys.argv)}
 
 
 def _append(folder: RunDirectory, event: dict[str, Any]) -> None:

@@ -40,7 +40,10 @@ _MAY_DIFFER = (
     "checkpoint.every_n_steps",
     "checkpoint.max_idle_restarts",
     "throughput",
+    "magnitudes",
+    "charts",
     "pictures",
+    "worst",
     "guard",
     "watchdog",
 )

@@ -9,15 +9,19 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from gmf_platform.distributed.strategies import ZeRO
+from gmf_platform.distributed.strategies import FSDP, ZeRO
 
 __all__ = [
     "are_finite",
     "average_over_processes",
     "discard_gradients",
+    "gradients_by_name",
     "local",
     "local_gradients",
+    "loss_scale",
     "non_finite_parameters",
+    "parameters_by_name",
+    "sums_over_shards",
 ]
 
 _BUCKET = 25 * 2**20
@@ -35,6 +39,60 @@ def local_gradients(trainer: Trainer) -> list[Tensor]:
         case _:
             module: nn.Module = trainer.lightning_module
             return [local(p.grad) for p in module.parameters() if p.grad is not None]
+
+
+def gradients_by_name(trainer: Trainer) -> dict[str, Tensor]:
+    """What this process holds of the gradients of the task's model, by its parameters' names.
+
+    Under ZeRO by numbers: DeepSpeed holds them in flat buffers.
+    """
+    match trainer.strategy:
+        case ZeRO():
+            scale = loss_scale(trainer) or 1.0
+            return {str(i): x.detach() / scale for i, x in enumerate(local_gradients(trainer))}
+        case _:
+            named = _model(trainer).named_parameters()
+            return {name: local(p.grad).detach() for name, p in named if p.grad is not None}
+
+
+def parameters_by_name(trainer: Trainer) -> dict[str, Tensor]:
+    """What this process holds of the trained parameters of the task's model, by their names."""
+    return {
+        name: local(getattr(parameter, "ds_tensor", parameter)).detach()  # ZeRO-3's own shard
+        for name, parameter in _model(trainer).named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def sums_over_shards(
+    trainer: Trainer, *, of_gradients: Tensor, of_parameters: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Add up what each process found on what it holds, by one collective if there are shards.
+
+    Args:
+        trainer: in training.
+        of_gradients: (N,).
+        of_parameters: (M,).
+    """
+    strategy, world_size = trainer.strategy, trainer.world_size
+    if world_size == 1 or not isinstance(strategy, FSDP | ZeRO):
+        return of_gradients, of_parameters
+    if isinstance(strategy, ZeRO) and not strategy.zero_stage_3:
+        of_parameters = of_parameters / world_size  # each process holds them all
+    found = torch.cat([of_gradients, of_parameters])
+    dist.all_reduce(found)
+    return found[: len(of_gradients)], found[len(of_gradients) :]
+
+
+def loss_scale(trainer: Trainer) -> float | None:
+    """What float16's losses are multiplied by, and before they are unscaled the gradients too."""
+    scaler: Any = None
+    match trainer.strategy:
+        case ZeRO():
+            scaler = _zero_optimizer(trainer).torch_autocast_gradscaler
+        case _:
+            scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return None if scaler is None else float(scaler.get_scale())
 
 
 def are_finite(tensors: Iterable[Tensor]) -> Tensor:
@@ -118,6 +176,10 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 def local(gradient: Tensor) -> Tensor:
     """This process's part of a gradient, in the same memory."""
     return gradient.to_local() if isinstance(gradient, DTensor) else gradient
+
+
+def _model(trainer: Trainer) -> nn.Module:
+    return trainer.lightning_module.get_submodule("model")
 
 
 def _zero_optimizer(trainer: Trainer) -> Any:

@@ -39,6 +39,10 @@ def shard(
     for unit in sharding_units(model, min_unit_parameters):
         fully_shard(unit, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
+    if norms:
+        # torch 2.11 gathers such a unit by itself only if all of it ran in the pass before, but
+        # validation leaves the auxiliary head out. Where it is gathered, nothing is done.
+        model.register_forward_pre_hook(lambda *_: norms[0].unshard())  # type: ignore[operator]
 
 
 def sharding_units(model: nn.Module, min_parameters: int) -> list[nn.Module]:

@@ -4,6 +4,7 @@ import gc
 import io
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
@@ -141,7 +142,9 @@ class CocoEvaluator:
         with _without_garbage_collection():
             truth = self._read_truth(found)
             predicted = self._annotations(found)
-            scores = CocoScores({}, {}, images=len(found))
+            counts = Counter(a["category_id"] for a in truth["annotations"] if not a["iscrowd"])
+            objects = [counts[number] for number in self.category_ids]
+            scores = CocoScores({}, {}, images=len(found), objects=objects)
             self._add(scores, "box", truth, predicted)
             if self.masks:
                 self._check_sizes(truth, found)

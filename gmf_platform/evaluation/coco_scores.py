@@ -8,6 +8,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gmf_platform.evaluation.class_report import ClassReport, most_frequent
+from gmf_platform.evaluation.precision_recall import Curve, curve_of_recalls
+
 __all__ = ["CocoScores", "Kind", "PrecisionRecall", "class_values", "summary"]
 
 Kind = Literal["box", "mask"]
@@ -55,12 +58,28 @@ class CocoScores:
         images: number of images evaluated.
         curves: ``box`` (and ``mask``) tables to draw curves from, categories in label order; on
             process 0 alone, empty on the others.
+        objects: of each class in label order that are to be found; crowds are not.
     """
 
     values: dict[str, float]
     class_values: dict[str, list[float]]
     images: int
     curves: dict[Kind, PrecisionRecall] = field(default_factory=dict)
+    objects: list[int] = field(default_factory=list)
+
+    def report(self) -> ClassReport:
+        """AP of each class, and on process 0 the curves at IoU .5."""
+        scores = {name: x for name, x in self.class_values.items() if name.endswith("_ap")}
+        labels = most_frequent(self.objects)
+        curves = {
+            f"{kind}_iou50": {label: self._curve(tables, label) for label in labels}
+            for kind, tables in self.curves.items()
+        }
+        return ClassReport(self.objects, dict(scores), curves=curves)
+
+    def _curve(self, tables: PrecisionRecall, label: int) -> Curve:
+        precision, scores = (x[_IOU_50, :, label, 0, -1] for x in (tables.precision, tables.scores))
+        return curve_of_recalls(precision, scores, objects=self.objects[label])
 
     def table(self, class_names: Sequence[str]) -> str:
         """One line a class: name and scores in per cent; ``-`` where it does not occur."""

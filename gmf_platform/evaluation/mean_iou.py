@@ -12,18 +12,35 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from gmf_platform.evaluation.class_report import ClassReport
+
 __all__ = ["MeanIoU", "SegmentationScores", "confusion_matrix", "scores_of"]
 
 
 @dataclass
 class SegmentationScores:
-    """Scores of a split, as fractions 0..1; NaN for a class that does not occur."""
+    """Scores of a split, as fractions 0..1; NaN for a class that does not occur.
+
+    Attributes:
+        miou: mean of ``class_iou``.
+        macc: mean of ``class_accuracy``.
+        aacc: share of all pixels that are right.
+        class_iou: in label order.
+        class_accuracy: likewise.
+        confusion: int64 (K, K), pixels by true and by predicted label.
+    """
 
     miou: float
     macc: float
     aacc: float
     class_iou: list[float]
     class_accuracy: list[float]
+    confusion: Tensor
+
+    def report(self) -> ClassReport:
+        """IoU of each class, and which are taken for which."""
+        confusion = self.confusion.cpu().numpy()
+        return ClassReport(confusion.sum(1).tolist(), {"iou": self.class_iou}, confusion)
 
     def table(self, class_names: Sequence[str]) -> str:
         """One line a class: name, IoU, accuracy in per cent; ``-`` where it does not occur."""
@@ -63,6 +80,7 @@ def scores_of(confusion: Tensor) -> SegmentationScores:
         aacc=(right.sum() / truth.sum()).item(),
         class_iou=iou.tolist(),
         class_accuracy=accuracy.tolist(),
+        confusion=confusion,
     )
 
 

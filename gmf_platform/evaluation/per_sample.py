@@ -13,10 +13,29 @@ from gmf_platform.evaluation.coco_scores import Kind, class_values
 from gmf_platform.evaluation.detection import ImageDetections
 from gmf_platform.evaluation.mean_iou import confusion_matrix, scores_of
 
-__all__ = ["Row", "classification_row", "detection_row", "segmentation_row"]
+__all__ = [
+    "DECISIVE",
+    "Row",
+    "classification_row",
+    "decisive_score",
+    "detection_row",
+    "segmentation_row",
+]
 
 Row = dict[str, str | int | float]
 """Scores of an image by name; NaN where one is not defined."""
+
+DECISIVE = ("iou", "mask_ap", "box_ap", "probability")
+"""What images are sorted by, here and in `show`: the first that a row has; small is bad."""
+
+
+def decisive_score(row: Row) -> tuple[str, float] | None:
+    """Name and value of the score of `DECISIVE` that a row has; None if it has no defined one."""
+    for name in DECISIVE:
+        if name in row:
+            value = float(row[name])
+            return None if math.isnan(value) else (name, value)
+    return None
 
 
 def classification_row(logits: Tensor, label: int, class_names: Sequence[str]) -> Row:

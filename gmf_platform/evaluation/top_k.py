@@ -12,10 +12,16 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
+from gmf_platform.evaluation.class_report import ClassReport, most_frequent
+from gmf_platform.evaluation.precision_recall import THRESHOLDS, curve_of_counts
+
 __all__ = ["ClassificationScores", "Guesses", "TopK", "most_probable"]
 
-MOST_CONFUSABLE = 100
-"""Classes up to which a confusion matrix is counted: beyond, nobody reads it."""
+MOST_CONFUSABLE = 1000
+"""Classes up to which a confusion matrix and curves are counted: 8 MB and 2 MB on the device."""
+
+MOST_WRITTEN = 100
+"""Classes up to which the matrix is written as a table: beyond, nobody reads it."""
 
 _ROWS = 20
 _UNIT = 2**24
@@ -59,7 +65,9 @@ class ClassificationScores:
         images: number of images of each class.
         right: of them, those whose most probable class is the true one.
         confusion: int64 (K, K), images by true and by most probable class; None for more than
-            100 classes.
+            1000 classes.
+        reached: int64 (2, K, THRESHOLDS), images of the class and others, by the last threshold
+            that its probability reaches; None likewise.
     """
 
     top1: float
@@ -69,6 +77,26 @@ class ClassificationScores:
     images: list[int]
     right: list[int]
     confusion: Tensor | None
+    reached: Tensor | None
+
+    def report(self) -> ClassReport:
+        """Top-1 of each class, which are taken for which, and curves of the probability."""
+        pairs = zip(self.right, self.images, strict=True)
+        top1 = [right / count if count else math.nan for right, count in pairs]
+        report = ClassReport(self.images, {"top1": top1})
+        if self.confusion is not None and self.reached is not None:
+            report.confusion = self.confusion.numpy()
+            positive, negative = self.reached.numpy()
+            report.curves["probability"] = {
+                label: curve_of_counts(positive[label], negative[label])
+                for label in most_frequent(self.images)
+            }
+        return report
+
+    @property
+    def is_confusion_written(self) -> bool:
+        """Whether the confusion matrix is known, and not larger than anyone reads as a table."""
+        return self.confusion is not None and len(self.images) <= MOST_WRITTEN
 
     def confusion_csv(self, class_names: Sequence[str]) -> str:
         """The confusion matrix as a table: a row for each true class, a column for each predicted.
@@ -124,6 +152,7 @@ class TopK(Metric):
     loss: Tensor
     unbounded: Tensor
     confusion: Tensor
+    reached: Tensor
     full_state_update = False
     higher_is_better = True
 
@@ -138,6 +167,7 @@ class TopK(Metric):
             "loss": (),
             "unbounded": (),
             "confusion": (num_classes, num_classes) if self.is_confusion_kept else (),
+            "reached": (2, num_classes, THRESHOLDS) if self.is_confusion_kept else (),
         }
         for name, shape in shapes.items():
             self.add_state(name, torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
@@ -164,6 +194,16 @@ class TopK(Metric):
             pairs = labels * self.num_classes + best[:, 0]
             counts = torch.bincount(pairs, minlength=self.num_classes**2)
             self.confusion += counts.view(self.num_classes, self.num_classes)
+            self._count_reached(logits, labels)
+
+    def _count_reached(self, logits: Tensor, labels: Tensor) -> None:
+        """Count each image for each class at the last threshold that its probability reaches."""
+        last = (logits.softmax(1).nan_to_num() * (THRESHOLDS - 1)).long()
+        places = last + torch.arange(self.num_classes, device=labels.device) * THRESHOLDS
+        size = self.num_classes * THRESHOLDS
+        everyone = torch.bincount(places.flatten(), minlength=size)
+        positive = torch.bincount(places.gather(1, labels[:, None])[:, 0], minlength=size)
+        self.reached += torch.stack([positive, everyone - positive]).view_as(self.reached)
 
     def compute(self) -> ClassificationScores:
         """Scores of all images counted so far; NaN where there are none."""
@@ -178,4 +218,5 @@ class TopK(Metric):
             images=self.images.tolist(),
             right=self.right.tolist(),
             confusion=self.confusion.cpu() if self.is_confusion_kept else None,
+            reached=self.reached.cpu() if self.is_confusion_kept else None,
         )

@@ -6,7 +6,7 @@ from torch import nn
 
 from gmf_platform.errors import UserError
 
-__all__ = ["Layered", "freeze_stages", "layer_numbers"]
+__all__ = ["Layered", "freeze_stages", "layer_numbers", "part_names"]
 
 
 @runtime_checkable
@@ -68,6 +68,26 @@ def layer_numbers(backbone: nn.Module) -> dict[str, int]:
     }
     named = backbone.named_parameters()
     return {name: numbers[id(tensor)] for name, tensor in named if id(tensor) in numbers}
+
+
+def part_names(model: nn.Module) -> dict[str, str]:
+    """The part of a model that each trained parameter belongs to, by the parameter's name.
+
+    Parts are ``backbone.stem``, ``backbone.stage1`` and so on, if the backbone tells its layers
+    apart, and what else the model holds by name: ``decode_head``, or in joint training the tasks.
+    """
+    parts: dict[int, str] = {}
+    backbone = getattr(model, "backbone", None)
+    if isinstance(backbone, Layered):
+        for number, stage in enumerate(backbone.layers_by_stage()):
+            part = f"backbone.stage{number}" if number else "backbone.stem"
+            modules = (module for layer in stage for module in layer)
+            parts |= {id(p): part for module in modules for p in module.parameters()}
+    return {
+        name: parts.get(id(parameter), name.partition(".")[0])
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
 
 
 def _stages(backbone: nn.Module, option: str) -> list[list[list[nn.Module]]]:

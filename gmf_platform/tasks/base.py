@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from gmf_platform.distributed import FSDP, ZeRO
 from gmf_platform.errors import UserError
+from gmf_platform.evaluation.class_report import ClassReport
 from gmf_platform.evaluation.drawing import Compared
 from gmf_platform.evaluation.per_sample import Row
 from gmf_platform.models.norm import NormMode, set_norm_mode
@@ -327,6 +328,14 @@ class BaseTask(LightningModule):
     ) -> Iterator[tuple[str, "BaseTask", dict[str, Any], Any]]:
         """What of a validation batch can be drawn: name of the sheet, task, batch and outputs."""
         yield "", self, batch, outputs
+
+    def parts(self) -> Iterator[tuple[str, "BaseTask"]]:
+        """The single tasks by name; of a single task itself, without a name."""
+        yield "", self
+
+    def class_report(self) -> ClassReport | None:
+        """Scores of the classes in the last evaluation, for charts; None where there are none."""
+        return None
 
     def evaluation_settings(self) -> dict[str, Any]:
         """What a score depends on beside the weights, for its line in metrics.jsonl."""

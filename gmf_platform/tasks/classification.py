@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from gmf_platform.evaluation import ClassificationScores, Guesses, TopK, most_probable
 from gmf_platform.evaluation.class_pictures import compare_classes
+from gmf_platform.evaluation.class_report import ClassReport
 from gmf_platform.evaluation.drawing import Compared
 from gmf_platform.evaluation.per_sample import Row, classification_row
 from gmf_platform.models.batch_augment import BatchAugment
@@ -100,13 +101,17 @@ class ClassificationTask(BaseTask):
         label = int(batch["labels"][index])
         return classification_row(outputs["logits"][index], label, self.class_names)
 
+    def class_report(self) -> ClassReport | None:
+        """Top-1, confusion and curves of the classes in the last evaluation."""
+        return None if self.scores is None else self.scores.report()
+
     def score_table(self) -> str:
         """The worst classes of the last evaluation."""
         return "" if self.scores is None else self.scores.table(self.class_names)
 
     def score_files(self) -> dict[str, str]:
         """The confusion matrix, of up to 100 classes."""
-        if self.scores is None or self.scores.confusion is None:
+        if self.scores is None or not self.scores.is_confusion_written:
             return {}
         return {"confusion.csv": self.scores.confusion_csv(self.class_names)}
 

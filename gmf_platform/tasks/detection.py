@@ -14,6 +14,7 @@ from gmf_platform.evaluation import (
     DetectionInference,
     ImageDetections,
 )
+from gmf_platform.evaluation.class_report import ClassReport
 from gmf_platform.evaluation.drawing import Compared, compare_detections
 from gmf_platform.evaluation.per_sample import Row, detection_row
 from gmf_platform.models.detector import Detector
@@ -132,6 +133,10 @@ class DetectionTask(BaseTask):
     def evaluation_settings(self) -> dict[str, Any]:
         """How the network is applied to an image, and who computes the scores."""
         return {"inference": type(self.inference).__name__, "backend": self.backend}
+
+    def class_report(self) -> ClassReport | None:
+        """AP and curves of the classes in the last evaluation."""
+        return None if self.scores is None else self.scores.report()
 
     def score_table(self) -> str:
         """AP of each class in the last evaluation."""

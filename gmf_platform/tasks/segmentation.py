@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gmf_platform.evaluation import Inference, MeanIoU, SegmentationScores, WholeImage
+from gmf_platform.evaluation.class_report import ClassReport
 from gmf_platform.evaluation.drawing import Compared, compare_labels, palette
 from gmf_platform.evaluation.per_sample import Row, segmentation_row
 from gmf_platform.models.losses import CrossEntropy
@@ -106,6 +107,10 @@ class SegmentationTask(BaseTask):
     def evaluation_settings(self) -> dict[str, Any]:
         """How the network is applied to an image."""
         return {"inference": type(self.inference).__name__}
+
+    def class_report(self) -> ClassReport | None:
+        """IoU and confusion of the classes in the last evaluation."""
+        return None if self.scores is None else self.scores.report()
 
     def score_table(self) -> str:
         """IoU and accuracy of each class in the last evaluation."""

@@ -1,7 +1,13 @@
+from io import BytesIO
+
+import numpy as np
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from gmf_platform.callbacks import RunLogger
+from gmf_platform.evaluation.precision_recall import THRESHOLDS, curve_of_counts
 
 
 @pytest.fixture
@@ -63,3 +69,55 @@ def test_a_step_is_logged_once(log, tmp_path):
     """Before it is saved by us, and by Lightning after it."""
     log([0, 1, 1, 2], value=0)
     assert curve(tmp_path) == [(step, step) for step in range(3)]
+
+
+@pytest.fixture
+def read(tmp_path):
+    def read():
+        events = EventAccumulator(str(tmp_path), size_guidance={"images": 0, "tensors": 0})
+        return events.Reload()
+
+    return read
+
+
+def test_texts_are_of_the_step_that_training_goes_on_at(tmp_path, read):
+    for step, text in ((0, "a: 1\nb: 2"), (4, "a: 3")):
+        logger = RunLogger(tmp_path, {"run/config": text})
+        logger.resume_at(step)
+        logger.finalize("success")
+    shown = [
+        (e.step, e.tensor_proto.string_val[0]) for e in read().Tensors("run/config/text_summary")
+    ]
+    assert sorted(shown) == [(0, b"    a: 1\n    b: 2"), (4, b"    a: 3")]
+
+
+@pytest.mark.parametrize(("photos", "kind", "error"), [(False, "PNG", 0), (True, "JPEG", 3)])
+def test_pictures(tmp_path, read, photos, kind, error):
+    picture = np.zeros((20, 30, 3), np.uint8)
+    picture[:, :, 0] = np.arange(30) * 8
+    logger = RunLogger(tmp_path)
+    logger.add_picture("val/a", picture, step=5, photos=photos)
+    logger.save()
+    (event,) = read().Images("val/a")
+    assert (event.step, event.width, event.height) == (5, 30, 20)
+    shown = Image.open(BytesIO(event.encoded_image_string))
+    assert shown.format == kind
+    assert np.abs(np.asarray(shown).astype(int) - picture).mean() <= error
+
+
+def test_curves_and_the_layout(tmp_path, read):
+    curve = curve_of_counts(*np.random.default_rng(0).integers(0, 9, (2, THRESHOLDS)))
+    logger = RunLogger(tmp_path)
+    logger.add_curve("iou50/cat", curve, step=2)
+    logger.set_layout({"seg": {"losses": ["^train/seg/loss", "^train/loss$"]}})
+    logger.save()
+    events = read()
+    (event,) = events.Tensors("iou50/cat")
+    assert event.step == 2
+    shown = np.reshape(event.tensor_proto.float_val, (6, THRESHOLDS))
+    np.testing.assert_allclose(shown, np.stack(curve), rtol=1e-6)
+    (config,) = events.Tensors("custom_scalars__config__")
+    (category,) = Layout.FromString(config.tensor_proto.string_val[0]).category
+    (chart,) = category.chart
+    assert (category.title, chart.title) == ("seg", "losses")
+    assert list(chart.multiline.tag) == ["^train/seg/loss", "^train/loss$"]

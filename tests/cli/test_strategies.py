@@ -91,6 +91,20 @@ def test_the_run_of_one_process(name, finished, scalars):
     assert dict(got["val/miou"]) == pytest.approx(dict(expected["val/miou"]), abs=2e-3)
 
 
+@pytest.mark.parametrize("name", STRATEGIES[1:])
+def test_norms_of_shards_are_those_of_the_whole(name, finished, scalars):
+    """Of each part of the model; DeepSpeed tells the gradients of all parts together."""
+    got, expected = scalars(finished(name)), scalars(finished("ddp"))
+    kinds = ("gradient_norm/", "parameter_norm/", "update_ratio/")
+    tags = {tag for tag in expected if tag.startswith(kinds)}
+    assert len(tags) == 3 * 8  # stem, stages, two heads, all
+    if name.startswith("zero"):
+        tags -= {t for t in tags if t.startswith("gradient_norm/") and not t.endswith("/all")}
+    assert tags == {tag for tag in got if tag.startswith(kinds)}
+    for tag in tags:
+        assert dict(got[tag]) == pytest.approx(dict(expected[tag]), rel=2e-2), tag
+
+
 def last_weights(run):
     return read_state_dict(run / "checkpoints" / "last.ckpt")
 

@@ -155,8 +155,8 @@ class Reader:
                 assert set(targets) <= set(known), f"make has {known}"
             case ["pip", "install", *what]:
                 _check_install([word for word in what if word != "-e"])
-            case ["tensorboard", "--logdir", runs]:
-                assert (self.folder / runs).is_dir(), f"no folder {runs}"
+            case ["tensorboard", "--logdir", "runs", *_]:
+                assert self._fitted, "there is no run yet"
             case ["touch", file]:
                 (self.folder / file).parent.mkdir(exist_ok=True)
                 (self.folder / file).touch()

@@ -2,12 +2,15 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from timm.utils import accuracy
 from torch.nn import functional as F
+from torch.utils.tensorboard.summary import compute_curve
 
 from gmf_platform.evaluation import TopK, most_probable
+from gmf_platform.evaluation.precision_recall import THRESHOLDS
 
 
 def batches(num_classes, sizes=(8, 8, 8, 8, 5), seed=0):
@@ -41,13 +44,52 @@ def test_equals_timm_and_plain_counting(num_classes):
     by_class = [(best[labels == k] == k).double().mean() for k in labels.unique()]
     assert scores.macc == pytest.approx(torch.stack(by_class).mean().item())
     assert scores.images == [int((labels == k).sum()) for k in range(num_classes)]
-    if num_classes > 100:
-        assert scores.confusion is None
-        return
     for truth in range(num_classes):
         for guess in range(num_classes):
             count = int(((labels == truth) & (best == guess)).sum())
             assert scores.confusion[truth, guess] == count
+
+
+def test_curves_are_tensorboards():
+    """Of each class, over the probabilities of all images."""
+    some = batches(6)
+    logits, labels = (torch.cat(parts) for parts in zip(*some, strict=True))
+    report = scored(some, 6).report()
+    curves = report.curves["probability"]
+    assert list(curves) == torch.bincount(labels).argsort(descending=True, stable=True).tolist()
+    for label, curve in curves.items():
+        scores = logits.softmax(1)[:, label].numpy()
+        expected = compute_curve((labels == label).numpy(), scores, num_thresholds=THRESHOLDS)
+        np.testing.assert_allclose(np.stack(curve), expected, atol=1e-6)
+
+
+def test_a_report_on_classes():
+    """The third does not occur."""
+    logits = torch.tensor([[9.0, 0, 0], [0, 9, 0], [9, 0, 0]])
+    report = scored([(logits, torch.tensor([0, 0, 1]))], 3).report()
+    assert list(report.counts) == [2, 1, 0]
+    assert report.scores["top1"][:2] == [0.5, 0.0]
+    assert math.isnan(report.scores["top1"][2])
+    assert report.confusion.tolist() == [[1, 1, 0], [1, 0, 0], [0, 0, 0]]
+
+
+def test_what_is_not_counted():
+    """Neither of very many classes, nor in a table that nobody reads."""
+    scores = scored(batches(1001), 1001)
+    assert scores.confusion is scores.reached is None
+    assert scores.report().scores["top1"] == pytest.approx(
+        [r / c if c else math.nan for r, c in zip(scores.right, scores.images, strict=True)],
+        nan_ok=True,
+    )
+    assert not scores.is_confusion_written
+    assert not scored(batches(101), 101).is_confusion_written
+    assert scored(batches(100), 100).is_confusion_written
+
+
+def test_a_network_that_has_diverged_is_scored():
+    scores = scored([(torch.full((4, 6), math.nan), torch.arange(4))], 6)
+    assert math.isnan(scores.loss)
+    assert scores.reached.sum() == 4 * 6
 
 
 @pytest.mark.parametrize("num_classes", [2, 5])
@@ -68,8 +110,8 @@ def test_processes_equal_one_to_the_last_digit(world_size, num_classes, run_proc
     for scores in results:
         for name in ("top1", "top5", "macc", "loss", "images", "right"):
             assert getattr(scores, name) == getattr(alone, name), name
-        if alone.confusion is not None:
-            assert torch.equal(scores.confusion, alone.confusion)
+        assert torch.equal(scores.confusion, alone.confusion)
+        assert torch.equal(scores.reached, alone.reached)
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method of metric")
