@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 # Four figures: train and validation images, their side, and the seed of the drawing.
 SAMPLE := --train 200 --val 50 --size 128 --seed 0
 
-.PHONY: setup demo test slow cluster faults soak lint bench clean
+.PHONY: setup demo test slow cluster faults soak lint docs bench clean
 
 setup: $(VENV)/installed
 
@@ -51,9 +51,14 @@ lint: setup
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# The site, into build/site; a link to nowhere is an error. Read it with
+# `python -m http.server --directory build/site`: from files alone all works but the search.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
 bench: setup
 	$(RUN) benchmarks/transforms.py
 	$(RUN) -m gmf_platform benchmark backbone --against timm:swin_tiny_patch4_window7_224
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache

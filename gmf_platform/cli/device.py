@@ -31,6 +31,6 @@ def check_device(accelerator: str) -> None:
     raise UserError(
         f"an NVIDIA device is here (driver {driver}), but this torch ({torch.__version__}, "
         f"{build}) cannot use it.\n"
-        "  - install the torch build for your driver: the README's table says which\n"
+        "  - install the torch build for your driver: docs/installation.md says which\n"
         "  - or train on the CPU knowingly: --trainer.accelerator cpu"
     )

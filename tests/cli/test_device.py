@@ -38,7 +38,7 @@ def test_unusable_device_is_said(unusable, text, number):
     assert f"(driver {number})" in said
     assert torch.__version__ in said
     assert "--trainer.accelerator cpu" in said
-    assert "README" in said
+    assert "docs/installation.md" in said
 
 
 @pytest.mark.parametrize(("cuda", "build"), [("13.0", "CUDA 13.0"), (None, "CPU only")])
