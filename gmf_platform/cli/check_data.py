@@ -35,7 +35,7 @@ def run(verb: str, argv: Sequence[str]) -> int:
         raise UserError(f"--sheet {sheet}: exists; name another file, or --overwrite")
     if options.workers is not None and options.workers < 0:
         raise UserError(f"--workers {options.workers}: 0 or more processes can open files")
-    check_data(checked(arguments))
+    check_data(checked(arguments, needed=("data",)))
 
     data = _build(arguments)
     workers = data.num_workers if options.workers is None else options.workers

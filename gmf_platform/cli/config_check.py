@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import groupby
 
+import yaml
+
 from gmf_platform.cli.arguments import Arguments
 from gmf_platform.cli.class_lookup import nearest, resolve_class
 from gmf_platform.cli.signatures import Parameter, Signature, read_signature, signature_of
@@ -45,14 +47,18 @@ Classes = dict[str, Signature | None]
 """The class that each key configures; None: one that the source does not tell."""
 
 
-def checked(arguments: Arguments) -> Sources:
+def checked(arguments: Arguments, needed: Sequence[str] = ("model", "data")) -> Sources:
     """The sources of a command line, checked.
+
+    Args:
+        arguments: the parsed command line.
+        needed: what the config must name a class for.
 
     Raises:
         UserError: see `check_keys`.
     """
     sources = Sources(arguments)
-    check_keys(sources)
+    check_keys(sources, needed=needed)
     return sources
 
 
@@ -60,6 +66,7 @@ def check_keys(
     sources: Sources,
     top_level: Sequence[str] = TOP_LEVEL,
     callbacks: Mapping[str, str] = CALLBACKS,
+    needed: Sequence[str] = ("model", "data"),
 ) -> None:
     """Check each key and value against the class that it configures.
 
@@ -67,6 +74,7 @@ def check_keys(
         sources: the config.
         top_level: known keys of the top level.
         callbacks: top-level key -> path of the callback's class.
+        needed: keys that must name a class.
 
     Raises:
         UserError: for the first unknown key, class path or wrong value, or a task or data set not
@@ -75,7 +83,7 @@ def check_keys(
     classes = _default_classes(callbacks)
     for _, entries in groupby(sources.entries, key=_source):
         _check_source(list(entries), classes, top_level)
-    for part in ("model", "data"):
+    for part in needed:
         if part not in classes:
             raise UserError(
                 f"the config names no {part}.class_path: an overlay goes behind a task's config, "
@@ -187,8 +195,9 @@ def _check_value(entry: Entry, parameter: Parameter | None, classes: Classes) ->
         fits = parameter.takes_null
     elif isinstance(value, list):
         fits = parameter.takes_list or parameter.takes_class
-    else:
-        fits = parameter.takes(value)
+    else:  # what YAML reads as false may be the text off
+        texts = [yaml.safe_load(choice) for choice in parameter.choices]
+        fits = parameter.takes(value) or any(text is value for text in texts)
     if not fits:
         raise _unexpected(entry, parameter.expected, parameter.choices)
 

@@ -77,7 +77,7 @@ def test_a_divided_set_trains_and_predicts(gmf, write, new, tiny, tmp_path):
     words = ("--images", "set/val", "--output", "out", "--data.num_workers", 0)
     result = gmf("predict", "--run", "runs/my-tiny", *words)
     assert result.code == 0, result.err
-    assert "7 images: predictions.csv and pictures are in out" in result.out
+    assert "7 images: predictions.json, predictions.csv and pictures are in out" in result.out
 
 
 def test_uneven_classes_are_told(write, new):
