@@ -92,7 +92,8 @@ class RetinaNetGraph(Graph):
         """See the class."""
         height, width = images.shape[1:3]
         normal = self.model.normalize(images.permute(0, 3, 1, 2))
-        right, below = (-(-n // _MULTIPLE) * _MULTIPLE - n for n in (width, height))
+        # Not -(-n // m): ONNX divides integers towards zero.
+        right, below = ((n + _MULTIPLE - 1) // _MULTIPLE * _MULTIPLE - n for n in (width, height))
         features = self.model.backbone(F.pad(normal, (0, right, 0, below)))
         maps = self.head.neck(features[1:])
         levels = [
@@ -163,7 +164,8 @@ class AdaptivePool(nn.Module):
     def _shares(self, length: int, like: Tensor) -> Tensor:
         """Share (cells, length) of each row, or column, in the mean of a cell."""
         cell = torch.arange(self.cells, device=like.device)[:, None]
-        first, end = cell * length // self.cells, -(-(cell + 1) * length // self.cells)
+        first = cell * length // self.cells
+        end = ((cell + 1) * length + self.cells - 1) // self.cells
         place = torch.arange(length, device=like.device)
         inside = (place >= first) & (place < end)
         return inside.to(like.dtype) / (end - first)
