@@ -73,6 +73,7 @@ class Reader:
         self._call = lambda *words: call(*words, cwd=folder)
         self._names = {"__name__": "__main__"}
         self._home, self._fitted = str(folder / "data"), []
+        self._noted = set()
         for name, sample in samples.items():
             (folder / "data" / name).parent.mkdir(exist_ok=True)
             (folder / "data" / name).symlink_to(sample)
@@ -229,7 +230,7 @@ class Reader:
         resolved = self._resolved(verb, words[1:])
         name = self._name(words[1:]) if verb in _TRAINING else None
         self._fitted += [name] if verb == "fit" and "--dry-run" not in words else []
-        if not alone or "strategy/" in " ".join(words):
+        if not alone or "strategy/" in " ".join(words) or self._noted & {*words}:
             self._note(name, resolved)
             return ""
         named = ["--name", name] if verb == "fit" and "--name" not in words else []
@@ -261,6 +262,7 @@ class Reader:
         """Leave what later lines of a page need of a run that is not made."""
         if name is not None:
             run = self.folder / "runs" / name
+            self._noted.add(f"runs/{name}")
             run.mkdir(parents=True, exist_ok=True)
             (run / "config.yaml").write_text(resolved)
 
