@@ -57,10 +57,12 @@ def test_files_agree_at_any_size(save, tmp_path, kind):
             assert [x for _, x in theirs["classes"]] == pytest.approx(ours.probabilities, abs=1e-3)
         else:
             ours = ours.above(0.1)
-            assert [x["name"] for x in theirs["objects"]] == ours.names
-            boxes = np.array([x["box"] for x in theirs["objects"]])
-            # Pixels of the resized image may differ by a grey level.
-            assert np.abs(boxes.clip(0, (size[::-1] * 2)) - ours.boxes).max() < 1
+            assert len(theirs["objects"]) == len(ours.names)
+            for x in theirs["objects"]:  # in any order: scores are close
+                alike = np.array(ours.names) == x["name"]
+                # Pixels of the resized image may differ by a grey level.
+                gaps = np.abs(np.clip(x["box"], 0, size[::-1] * 2) - ours.boxes[alike])
+                assert gaps.max(axis=1, initial=0).min(initial=9) < 1
 
 
 @pytest.mark.parametrize("error", [0.0, 0.01])
