@@ -98,7 +98,9 @@ def test_the_losses_of_one_process(strategy, balancing, finished, scalars):
     tags = [t for t in expected if t.startswith("train/") and any(word in t for word in watched)]
     assert len(tags) > 8
     for tag in tags:
-        assert dict(got[tag]) == pytest.approx(dict(expected[tag]), abs=1e-4, rel=1e-3), tag
+        # Norms of gradients differ more, after steps that rounded otherwise: 2e-3 on torch 2.11.
+        tolerance = 5e-3 if "norm" in tag else 1e-3
+        assert dict(got[tag]) == pytest.approx(dict(expected[tag]), abs=1e-4, rel=tolerance), tag
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
