@@ -132,11 +132,13 @@ def _kernel_gradient_by_parts(x: Tensor, side: int, grad: Tensor) -> Tensor:
     return gradient.reshape(channels, 1, 3 * parts, 3 * parts)[:, :, :side, :side]
 
 
-def _native_kernel_gradient(x: Tensor, kernel: Tensor, grad: Tensor, padding: int) -> Tensor:
-    """The gradient of the kernel (C, 1, k, k), whose values do not matter."""
+def _native_kernel_gradient(
+    x: Tensor, kernel: Tensor, grad: Tensor, padding: int, groups: int | None = None
+) -> Tensor:
+    """The gradient of a kernel, depthwise if no groups are given; its values do not matter."""
     gradients = torch.ops.aten.convolution_backward(
         *(_image(grad), _image(x), kernel, None),
-        *([1, 1], [padding, padding], [1, 1], False, [0, 0], len(kernel)),
+        *([1, 1], [padding, padding], [1, 1], False, [0, 0], groups or len(kernel)),
         [False, True, False],
     )
     return gradients[1]
@@ -203,8 +205,7 @@ def product(
         Tokens (..., outputs).
     """
     x, weight, bias = _as_autocast(x, weight, bias)
-    # oneDNN refuses tensors without elements.
-    if x.device.type == "cpu" and x.dtype in _onednn_dtypes() and x.numel():
+    if _takes_onednn(x):
         # What torch.compile calls for linear layers on CPUs.
         algorithm = "none"  # the GELU by the error function
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, epilogue, [], algorithm)
@@ -221,11 +222,24 @@ def product(
 def _product_gradients(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias of a linear layer."""
     grad = grad.contiguous()
-    grad_x, inputs, rows = product(grad, weight.t()), x.flatten(0, -2), grad.flatten(0, -2)
-    # oneDNN is up to twice as fast with the narrower matrix first.
-    if len(weight) > weight.shape[1]:
-        return grad_x, product(inputs.t(), rows.t()).t(), rows.sum(0)
-    return grad_x, product(rows.t(), inputs.t()), rows.sum(0)
+    rows = grad.flatten(0, -2)
+    grad_x, grad_bias = product(grad, weight.t()), rows.sum(0)
+    if not _takes_onednn(x):
+        return grad_x, rows.t() @ x.flatten(0, -2), grad_bias
+    # As of a pointwise convolution: oneDNN's products want one of the matrices turned round first.
+    pointwise = weight[:, :, None, None]
+    grad_weight = _native_kernel_gradient(_maps(x), pointwise, _maps(grad), padding=0, groups=1)
+    return grad_x, grad_weight.flatten(1), grad_bias
+
+
+def _maps(x: Tensor) -> Tensor:
+    """Tokens (..., C), of any number of dimensions, as (B, H, W, C)."""
+    return x.flatten(0, -4) if x.ndim > 3 else x.reshape(1, 1, -1, x.shape[-1])
+
+
+def _takes_onednn(x: Tensor) -> bool:
+    """Whether oneDNN multiplies it on this machine; it refuses tensors without elements."""
+    return x.device.type == "cpu" and x.dtype in _onednn_dtypes() and x.numel() > 0
 
 
 @cache
