@@ -45,6 +45,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if torch.compiler.is_compiling() or x.device.type != "cpu":
         return F.linear(x, weight, bias)
+    if not torch.is_grad_enabled():
+        return product(x, weight, bias)
     result: Tensor = _Linear.apply(*_as_autocast(x, weight, bias))
     return result
 
@@ -82,7 +84,8 @@ def depthwise(x: Tensor, kernel: Tensor, bias: Tensor | None = None, stride: int
     Returns:
         Tokens (B, ceil(H / stride), ceil(W / stride), C).
     """
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or stride > 1:
+    plain = torch.compiler.is_compiling() or x.device.type != "cpu" or stride > 1
+    if plain or not torch.is_grad_enabled():
         return _convolve(x, kernel, bias, stride)
     result: Tensor = _Depthwise.apply(*_as_autocast(x, kernel, bias))
     return result
