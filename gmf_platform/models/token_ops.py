@@ -4,8 +4,9 @@ Each function computes what its plain PyTorch form does, and says where it depar
 
 - In float32 and bfloat16 on a CPU, products go to oneDNN. PyTorch hands those of float32 to MKL,
   which reaches half of oneDNN's speed on AMD's processors.
-- Gradients of depthwise kernels wider than 3 are taken 3 x 3 values at a time on a CPU: for wider
-  ones oneDNN falls back on code that is up to 20 times slower.
+- Gradients of depthwise convolutions with strides, or with kernels wider than 3, are taken from
+  those of 3 x 3 kernels without strides on a CPU: for others oneDNN falls back on code that is up
+  to 20 times slower.
 - What is cheap to compute again is not kept for the backward pass.
 
 Under ``torch.compile`` the plain forms are used, which the compiler fuses by itself.
@@ -84,10 +85,10 @@ def depthwise(x: Tensor, kernel: Tensor, bias: Tensor | None = None, stride: int
     Returns:
         Tokens (B, ceil(H / stride), ceil(W / stride), C).
     """
-    plain = torch.compiler.is_compiling() or x.device.type != "cpu" or stride > 1
+    plain = torch.compiler.is_compiling() or x.device.type != "cpu"
     if plain or not torch.is_grad_enabled():
         return _convolve(x, kernel, bias, stride)
-    result: Tensor = _Depthwise.apply(*_as_autocast(x, kernel, bias))
+    result: Tensor = _Depthwise.apply(*_as_autocast(x, kernel, bias), stride)
     return result
 
 
@@ -149,16 +150,20 @@ def _native_kernel_gradient(
 
 class _Depthwise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, kernel: Tensor, bias: Tensor | None, stride: int) -> Tensor:
         ctx.save_for_backward(x, kernel)
-        return _convolve(x, kernel, bias)
+        ctx.stride = stride
+        return _convolve(x, kernel, bias, stride)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, kernel = ctx.saved_tensors
         grad_bias = grad.sum((0, 1, 2)) if ctx.needs_input_grad[2] else None
-        return *depthwise_gradients(x, kernel, grad), grad_bias
+        if ctx.stride > 1:  # as of all tokens, of which some gave nothing
+            some, grad = grad, torch.zeros_like(x)
+            grad[:, :: ctx.stride, :: ctx.stride] = some
+        return *depthwise_gradients(x, kernel, grad), grad_bias, None
 
 
 class _Linear(torch.autograd.Function):
