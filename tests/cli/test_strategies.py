@@ -123,8 +123,10 @@ def norms_of(tensors):
 def test_norm_statistics_are_those_of_the_joined_batch(name, finished):
     got, expected = (norms_of(last_weights(finished(n))) for n in (name, "one"))
     assert got.keys() == expected.keys()
+    # Ten steps of AdamW make 3e-5 of rounding errors; statistics of a half of the batch would differ
+    # by 1e-2. Those of one batch are compared to 1e-5 in tests/models/test_norm.py.
     for key, value in expected.items():
-        torch.testing.assert_close(got[key], value, rtol=2e-4, atol=1e-5, msg=key)
+        torch.testing.assert_close(got[key], value, rtol=1e-3, atol=1e-4, msg=key)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
