@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Worst", "read_worst", "run"]
 
-_DECISIVE = ("iou", "mask_ap", "box_ap", "probability")
 _SUFFIX = "_per_sample.csv"
 
 
@@ -48,8 +47,8 @@ def _parser(verb: str) -> PlainParser:
     parser.add_argument(
         "--by",
         metavar="COLUMN",
-        help="what to sort by, the smallest first; of losses the largest (default: "
-        f"{', '.join(_DECISIVE)}, the first that is there)",
+        help="what to sort by, the smallest first; of losses the largest (default: IoU, AP, or "
+        "the probability of the true class)",
     )
     parser.add_argument(
         "--sheet", type=Path, metavar="FILE.png", help="to write; default: beside the csv"
@@ -108,7 +107,9 @@ def read_worst(table: Path, *, number: int, by: str | None = None) -> list[Worst
     columns = list(rows[0]) if rows else []
     if not {"index", "path"} <= {*columns}:
         raise UserError(f"{table}: is no table of single images' scores (index, path, ...)")
-    column = by or next((name for name in _DECISIVE if name in columns), "")
+    from gmf_platform.evaluation.per_sample import DECISIVE
+
+    column = by or next((name for name in DECISIVE if name in columns), "")
     if column not in columns:
         raise UserError(f"--by {column}: {table} has no such column. It has: {', '.join(columns)}")
     scored = [row for row in rows if row[column]]

@@ -150,7 +150,8 @@ class BaseTask(LightningModule):
         """Optimiser over groups of parameters, schedule by optimiser step.
 
         Raises:
-            UserError: a learning-rate option that does not fit the model or the data.
+            UserError: a learning-rate option that does not fit the model or the data, or a value
+                that the optimiser refuses.
         """
         groups = parameter_groups(
             self.model,
@@ -158,7 +159,10 @@ class BaseTask(LightningModule):
             layer_decay=self.layer_decay,
             lr_factors=self.lr_factors,
         )
-        optimizer = self.optimizer(groups)
+        try:
+            optimizer = self.optimizer(groups)
+        except ValueError as error:
+            raise UserError(f"model.optimizer: {error}") from None
         scale_learning_rates(optimizer.param_groups, self.lr_factor())
         total = int(self.trainer.estimated_stepping_batches)
         data = getattr(self.trainer, "datamodule", None)
