@@ -312,6 +312,8 @@ def _quieten() -> None:
     # Each process says that it is there.
     logging.getLogger("lightning.fabric.utilities.distributed").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch.strategies.deepspeed").setLevel(logging.WARNING)
+    # Kernels of one pixel or channel: over an axis of one element a stride means nothing.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     # Scores are summed over processes before they are logged.
     warnings.filterwarnings("ignore", message=".*sync_dist=True")
     # A folder of shards is what `convert` and every other verb reads.
