@@ -314,6 +314,8 @@ def _quieten() -> None:
     logging.getLogger("lightning.pytorch.strategies.deepspeed").setLevel(logging.WARNING)
     # Kernels of one pixel or channel: over an axis of one element a stride means nothing.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    # Of joint training: a check of few batches may hold no image of a task.
+    warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
     # Scores are summed over processes before they are logged.
     warnings.filterwarnings("ignore", message=".*sync_dist=True")
     # A folder of shards is what `convert` and every other verb reads.

@@ -43,6 +43,11 @@ def test_segmentation():
     }
 
 
+def test_of_equally_bad_classes_the_largest_is_the_worst():
+    truth = torch.tensor([[1, 2, 2, 0]])
+    assert segmentation_row(torch.zeros(1, 4), truth, NAMES)["worst_class"] == "hen"
+
+
 def test_nothing_to_score():
     ignored = torch.full((2, 2), 255)
     row = segmentation_row(torch.zeros(2, 2, dtype=torch.uint8), ignored, NAMES)
