@@ -49,9 +49,9 @@ def say_plan(experiment: Experiment) -> None:
             "model.schedule.warmup_steps is %d: the run ends before its learning rate is reached",
             warmup,
         )
-    reference = task.lr_for_batch_size
-    factor = experiment.datamodule.global_batch_size / reference if reference else 1.0
-    _row("lr scaling", f"x {factor:.4g} (model.lr_for_batch_size: {reference})")
+    if reference := task.lr_for_batch_size:
+        factor = experiment.datamodule.global_batch_size / reference
+        _row("lr scaling", f"x {factor:.4g} (model.lr_for_batch_size: {reference})")
     _row("strategy", _strategy(trainer))
     for name, plan in plans.items():
         if advice := norm_advice(task.norm, plan, data=f"data.tasks.{name}" if name else "data"):

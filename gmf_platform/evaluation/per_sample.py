@@ -59,18 +59,21 @@ def classification_row(logits: Tensor, label: int, class_names: Sequence[str]) -
     }
 
 
-def segmentation_row(predicted: Tensor, truth: Tensor, class_names: Sequence[str]) -> Row:
-    """Mean IoU over the classes in truth or prediction, the share of right pixels, worst class.
+def segmentation_row(
+    predicted: Tensor, truth: Tensor, class_names: Sequence[str], *, loss: float = math.nan
+) -> Row:
+    """Mean IoU over the classes in truth or prediction, the share of right pixels, worst class, loss.
 
     Args:
         predicted: labels (H, W).
         truth: labels (H, W); 255 does not count.
         class_names: in label order.
+        loss: of the image; NaN: not known.
     """
     scores = scores_of(confusion_matrix(predicted, truth, num_classes=len(class_names)))
     row: Row = {"iou": scores.miou, "accuracy": scores.aacc}
     pixels = scores.confusion.sum(1).tolist()
-    return row | _worst(scores.class_iou, class_names, "worst_iou", counts=pixels)
+    return row | _worst(scores.class_iou, class_names, "worst_iou", counts=pixels) | {"loss": loss}
 
 
 def detection_row(

@@ -1,5 +1,6 @@
 """Semantic segmentation."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,11 +83,11 @@ class SegmentationTask(BaseTask):
         return losses
 
     def update_scores(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Count a batch at original size; returns its predicted ``labels``."""
-        labels = self.predict_step(batch, 0)
+        """Count a batch at original size; returns its predicted ``labels``, and ``losses`` if known."""
+        labels, losses = self.inference.scored(self.model, batch)
         for predicted, truth in zip(labels, batch["masks"], strict=True):
             self.mean_iou.update(predicted, truth)
-        return {"labels": labels}
+        return {"labels": labels, "losses": losses}
 
     def compute_scores(self) -> dict[str, float]:
         """Mean IoU, mean accuracy of the classes, accuracy of the pixels."""
@@ -101,8 +102,10 @@ class SegmentationTask(BaseTask):
         return compare_labels(unpadded(batch, index), truth, guess, colours)
 
     def sample_scores(self, batch: dict[str, Any], outputs: dict[str, Any], index: int) -> Row:
-        """IoU and accuracy of an image, and its worst class."""
-        return segmentation_row(outputs["labels"][index], batch["masks"][index], self.class_names)
+        """IoU, accuracy and loss of an image, and its worst class."""
+        loss = float(outputs["losses"][index]) if outputs["losses"] else math.nan
+        both = outputs["labels"][index], batch["masks"][index]
+        return segmentation_row(*both, self.class_names, loss=loss)
 
     def evaluation_settings(self) -> dict[str, Any]:
         """How the network is applied to an image."""
