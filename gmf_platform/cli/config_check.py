@@ -15,6 +15,7 @@ import yaml
 
 from gmf_platform.cli.arguments import Arguments
 from gmf_platform.cli.class_lookup import nearest, resolve_class
+from gmf_platform.cli.class_source import find_class
 from gmf_platform.cli.signatures import Parameter, Signature, read_signature, signature_of
 from gmf_platform.cli.sources import Entry, Sources
 from gmf_platform.errors import UserError
@@ -234,6 +235,9 @@ def _check_value(entry: Entry, parameter: Parameter | None, classes: Classes) ->
         return
     if isinstance(value, str) and "${" in value:
         return
+    takes_both = {"str", "class"} <= {*parameter.types}
+    if takes_both and isinstance(value, str) and find_class(value):
+        raise UserError(f"{entry.place}: {entry.key}: a class is set by {entry.key}.class_path")
     if entry.mapping or isinstance(value, dict):
         fits = parameter.takes_keys or parameter.takes_list
     elif value is None:

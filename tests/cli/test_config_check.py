@@ -53,6 +53,7 @@ TOLD = [
     ("model.layer_decay", "a lot", "expected float or null, not 'a lot'"),
     ("model.decode_head", "3", "expected a class (class_path: MODULE.CLASS), not 3"),
     ("model.backbone", "[a]", "expected a class (class_path: MODULE.CLASS), not ['a']"),
+    ("trainer.strategy", "gmf_platform.distributed.FSDP", "is set by trainer.strategy.class_path"),
     ("seed_everything", "true", "expected int, not True"),
     ("seed_everything", "-1", "expected a number from 0 to 4294967295, not -1"),
     ("model.loss", "torch.nn.CrossEntropy", "in torch.nn; did you mean 'CrossEntropyLoss'?"),
