@@ -10,6 +10,7 @@ from gmf_platform.evaluation import Inference, MeanIoU, SegmentationScores, Whol
 from gmf_platform.evaluation.class_report import ClassReport
 from gmf_platform.evaluation.drawing import Compared, compare_labels, palette
 from gmf_platform.evaluation.per_sample import Row, segmentation_row
+from gmf_platform.models.heads.kind import check_head
 from gmf_platform.models.losses import CrossEntropy
 from gmf_platform.models.segmenter import Segmenter
 from gmf_platform.tasks.base import BaseTask, HeadFactory, unpadded
@@ -58,10 +59,12 @@ class SegmentationTask(BaseTask):
         """Backbone, decode head and auxiliary head."""
         channels: Sequence[int] = backbone.channels  # type: ignore[assignment]
         num_classes = len(self.class_names)
+        decode = decode_head(channels, num_classes)
         auxiliary = auxiliary_head(channels, num_classes) if auxiliary_head else None
-        self.model = self.prepared(
-            Segmenter(backbone, decode_head(channels, num_classes), auxiliary)
-        )
+        check_head("model.decode_head", decode, "features")
+        if auxiliary is not None:
+            check_head("model.auxiliary_head", auxiliary, "features")
+        self.model = self.prepared(Segmenter(backbone, decode, auxiliary))
 
     def build_losses(self, loss: nn.Module | None, auxiliary_weight: float) -> None:
         """One loss for both heads."""
