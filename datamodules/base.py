@@ -23,7 +23,7 @@ from gmf_platform.distributed.order import (
     TrainBatches,
     plan_batches,
 )
-from gmf_platform.errors import UserError
+from gmf_platform.errors import UserError, check_least
 
 __all__ = ["BaseDataModule", "available_cpus", "default_workers"]
 
@@ -155,6 +155,8 @@ class BaseDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Build the data sets that a stage needs, so that wrong data is said at once."""
+        check_least("data.eval_batch_size", self.eval_batch_size)
+        check_least("data.num_workers", self.num_workers, 0)
         if stage == "predict":
             return
         if self.layout is not None:

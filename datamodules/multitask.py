@@ -1,7 +1,7 @@
 """Data sets of several tasks, joined to one."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from torch.utils.data import Dataset
 
@@ -12,9 +12,11 @@ from datamodules.joint_loader import JointLoader, JointTrainLoader, together
 from datamodules.transforms.common_size import CommonSize
 from gmf_platform.distributed.order import BatchPlan, SampleKey
 from gmf_platform.distributed.turns import Turns
-from gmf_platform.errors import UserError, keys_of_task
+from gmf_platform.errors import UserError, check_least, keys_of_task
 
 __all__ = ["MultiTask"]
+
+Answer = TypeVar("Answer")
 
 
 class JointImages(Dataset[dict[str, Any]]):
@@ -119,6 +121,7 @@ class MultiTask(BaseDataModule):
         Raises:
             UserError: as a task's datamodule says it, with the key under ``data.tasks``.
         """
+        check_least("data.num_workers", self.num_workers, 0)
         for name, data in self.tasks.items():
             data.trainer = self.trainer
             with keys_of_task(name):
@@ -126,7 +129,8 @@ class MultiTask(BaseDataModule):
 
     def describe(self) -> str:
         """Each task's data, for people to read."""
-        return "; ".join(f"{name}: {data.describe()}" for name, data in self.tasks.items())
+        said = self._of_each(lambda data: data.describe())
+        return "; ".join(f"{name}: {text}" for name, text in said.items())
 
     def dataset(self, split: str, *, training: bool) -> Dataset[Any]:
         """There is none of all tasks.
@@ -160,7 +164,7 @@ class MultiTask(BaseDataModule):
     @property
     def sizes(self) -> dict[str, int]:
         """Training samples of each task."""
-        return {name: len(data.split("training")) for name, data in self.tasks.items()}  # type: ignore[arg-type]
+        return self._of_each(lambda data: len(data.split("training")))  # type: ignore[arg-type]
 
     def shares(self) -> dict[str, float]:
         """The share of the steps that each task takes part in."""
@@ -174,11 +178,7 @@ class MultiTask(BaseDataModule):
         Raises:
             UserError: a task's numbers do not divide, with the key under ``data.tasks``.
         """
-        plans = {}
-        for name, data in self.tasks.items():
-            with keys_of_task(name):
-                plans[name] = data.plan(world_size)
-        return plans
+        return self._of_each(lambda data: data.plan(world_size))
 
     def plan(self, world_size: int) -> BatchPlan:
         """All tasks together; each accumulates inside its step."""
@@ -199,10 +199,9 @@ class MultiTask(BaseDataModule):
         Raises:
             UserError: a task has fewer samples than its batch, with the key under ``data.tasks``.
         """
-        loaders = {}
-        for name, data in self.tasks.items():
-            with keys_of_task(name):
-                loaders[name] = data.train_loader(steps=steps, rank=rank, world_size=world_size)
+        loaders = self._of_each(
+            lambda data: data.train_loader(steps=steps, rank=rank, world_size=world_size)
+        )
         return JointTrainLoader(loaders, turns=self.turns, seed=self.seed, steps=steps)
 
     def eval_loader(  # type: ignore[override]
@@ -228,3 +227,11 @@ class MultiTask(BaseDataModule):
             for name, data in self.tasks.items()
         }
         return JointLoader(loaders, [list(batch) for batch in own])
+
+    def _of_each(self, ask: Callable[[BaseDataModule], Answer]) -> dict[str, Answer]:
+        """What each task's data answers; in errors, its keys are those under ``data.tasks``."""
+        answers = {}
+        for name, data in self.tasks.items():
+            with keys_of_task(name):
+                answers[name] = ask(data)
+        return answers

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 
-__all__ = ["ExitCode", "UserError", "counted", "keys_of_task"]
+__all__ = ["ExitCode", "UserError", "check_least", "counted", "keys_of_task"]
 
 
 class ExitCode(IntEnum):
@@ -24,6 +24,16 @@ class UserError(Exception):
     The message says what happened, where (file or key) and what to do. The command line prints it
     without a traceback and exits with ``ExitCode.WRONG_INPUT``.
     """
+
+
+def check_least(key: str, value: float, least: int = 1) -> None:
+    """Check a number of the config.
+
+    Raises:
+        UserError: it is smaller than ``least``.
+    """
+    if value < least:
+        raise UserError(f"{key}: expected {least} or more, not {value}")
 
 
 def counted(number: int, one: str, several: str) -> str:

@@ -22,7 +22,7 @@ from datamodules.images import Image8, decode_image
 from datamodules.transforms.adapter import generators
 from datamodules.transforms.common_size import CommonSize
 from datamodules.transforms.rand_augment import RandAugment
-from gmf_platform.errors import UserError
+from gmf_platform.errors import UserError, check_least
 
 __all__ = [
     "CommonTransform",
@@ -133,7 +133,8 @@ class TrainTransform:
         rand_augment: str | None = "rand-m9-mstd0.5-inc1",
         color_jitter: float = 0.4,
     ) -> None:
-        _check_range("scale", scale)
+        check_least("data.image_size", image_size)
+        _check_range("scale", scale, most=1.0)
         _check_range("ratio", ratio)
         self.image_size, self.scale, self.ratio = image_size, scale, ratio
         self.interpolation, self.hflip = interpolation, hflip
@@ -241,6 +242,9 @@ _ENHANCERS: Sequence[Callable[[Image.Image], ImageEnhance._Enhance]] = (
 )
 
 
-def _check_range(key: str, bounds: tuple[float, float]) -> None:
-    if not 0 < bounds[0] <= bounds[1]:
-        raise UserError(f"data.{key}: {list(bounds)} is no range of positive numbers [low, high]")
+def _check_range(key: str, bounds: tuple[float, float], *, most: float = math.inf) -> None:
+    if not 0 < bounds[0] <= bounds[1] <= most:
+        limit = "" if most == math.inf else f" up to {most:g}"
+        raise UserError(
+            f"data.{key}: {list(bounds)} is no range of positive numbers{limit} [low, high]"
+        )

@@ -47,7 +47,7 @@ class Resize(A.DualTransform):
 
     def __init__(self, scale: tuple[int, int] = (2048, 512)) -> None:
         super().__init__(p=1.0)
-        _require(min(scale) > 0, f"{type(self).__name__}: scale must be positive, not {scale}.")
+        _require(min(scale) > 0, f"data.scale must be positive, not {scale}")
         self.scale = scale
 
     def get_params_dependent_on_data(
@@ -85,8 +85,7 @@ class RandomResize(Resize):
         super().__init__(scale)
         _require(
             0 < ratio_range[0] <= ratio_range[1],
-            f"RandomResize: ratio_range must be (low, high) with 0 < low <= high, "
-            f"not {ratio_range}.",
+            f"data.ratio_range must be (low, high) with 0 < low <= high, not {ratio_range}.",
         )
         self.ratio_range = ratio_range
 
@@ -303,7 +302,7 @@ def _fitted(shape: tuple[int, int], scale: tuple[int, int]) -> tuple[int, int]:
 
 def _height_width(size: int | tuple[int, int]) -> tuple[int, int]:
     height, width = (size, size) if isinstance(size, int) else size
-    _require(height > 0 and width > 0, f"A crop's edges must be positive, not {size}.")
+    _require(height > 0 and width > 0, f"data.crop_size must be positive, not {size}")
     return height, width
 
 

@@ -16,7 +16,7 @@ from gmf_platform.callbacks.logger import RunLogger
 from gmf_platform.callbacks.throughput import log_interval
 from gmf_platform.cluster.signals import are_handled, keep_handlers, requested_signal
 from gmf_platform.distributed.checkpoint_io import keep_as, save_checkpoint
-from gmf_platform.errors import ExitCode, UserError
+from gmf_platform.errors import ExitCode, UserError, check_least
 from gmf_platform.models.norm import average_statistics
 
 __all__ = ["RunCheckpoint"]
@@ -53,10 +53,8 @@ class RunCheckpoint(Checkpoint):
         max_idle_restarts: int = 5,
     ) -> None:
         super().__init__()
-        if every_n_steps < 1:
-            raise UserError(f"checkpoint.every_n_steps: {every_n_steps} is not a number of steps")
-        if max_idle_restarts < 0:
-            raise UserError(f"checkpoint.max_idle_restarts: {max_idle_restarts} is less than none")
+        check_least("checkpoint.every_n_steps", every_n_steps)
+        check_least("checkpoint.max_idle_restarts", max_idle_restarts, 0)
         self.every_n_steps, self.monitor, self.mode = every_n_steps, monitor, mode
         self.max_idle_restarts = max_idle_restarts
         self.best_score: float | None = None
@@ -164,7 +162,7 @@ class RunCheckpoint(Checkpoint):
 
         Its last checkpoint is at the run's end, so a resume has nothing left to train.
         """
-        if self.validated_step == trainer.global_step:
+        if self.validated_step == trainer.global_step or not trainer.limit_val_batches:
             return
         log.info("going on at step %d of %d", trainer.global_step, trainer.max_steps)
         trainer.validate(trainer.lightning_module, trainer.datamodule, verbose=False)  # type: ignore[attr-defined]

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from gmf_platform.callbacks.logger import RunLogger
 from gmf_platform.distributed.collect import from_first, to_first
+from gmf_platform.errors import check_least
 from gmf_platform.evaluation.drawing import Compared, contact_sheet, palette
 from gmf_platform.evaluation.per_sample import decisive_score
 
@@ -35,10 +36,14 @@ class Worst(Callback):
         count: images of a sheet; 0 for none.
         among: about so many images are scored, evenly spaced over the split: COCO's AP of a single
             image takes the processor 10 to 25 ms. `validate` scores all of them, for `show`.
+
+    Raises:
+        UserError: ``among`` is no number of images.
     """
 
     def __init__(self, count: int = 8, among: int = 500) -> None:
         super().__init__()
+        check_least("worst.among", among)
         self.count, self.among = count, among
         self._every = 1
         self._seen: dict[str, list[_Seen]] = {}

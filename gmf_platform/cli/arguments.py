@@ -2,7 +2,7 @@
 
 import argparse
 import atexit
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -69,6 +69,11 @@ class VerbParser(PlainParser):
         print(self.format_help() + "".join(f"\n{line}" for line in keys))
         raise SystemExit(0)
 
+    @property
+    def options(self) -> list[str]:
+        """The verb's own, as they are written."""
+        return [word for action in self._actions for word in action.option_strings]
+
     def add_run(self) -> None:
         """Add ``--run``, which stands for a run's config and best checkpoint."""
         self.add_argument("--run", type=Path, metavar="DIR", help="a run's config and checkpoint")
@@ -121,6 +126,7 @@ def parse_arguments(parser: VerbParser, argv: Sequence[str]) -> Arguments:
             checkpoint brings its own where none is named.
     """
     options, rest = parser.parse_known_args(argv)
+    overrides = list(_pairs(rest, parser))
     configs = [find_config(name) for name in options.config]
     run: Path | None = getattr(options, "run", None)
     if run is not None:
@@ -128,25 +134,28 @@ def parse_arguments(parser: VerbParser, argv: Sequence[str]) -> Arguments:
     elif not configs and hasattr(options, "allow_random") and options.ckpt_path is not None:
         configs.append(_config_in(options.ckpt_path))
     if not configs:
-        names = ", ".join(sorted(path.stem for path in shipped_folder("configs").glob("*.yaml")))
-        raise UserError(f"--config is missing; shipped configs: {names}")
-    return Arguments(options, configs, list(_pairs(rest)))
+        raise UserError(f"--config is missing. {_shipped()}")
+    return Arguments(options, configs, overrides)
 
 
-def _pairs(words: Sequence[str]) -> Sequence[tuple[str, str]]:
-    pairs: list[tuple[str, str]] = []
+def _pairs(words: Sequence[str], parser: VerbParser) -> Iterator[tuple[str, str]]:
     queue = list(words)
     while queue:
         word = queue.pop(0)
         if not word.startswith("--"):
-            raise UserError(f"unexpected word {word!r}; overrides are written --KEY VALUE")
+            raise UserError(
+                f"unexpected word {word!r}; configs are named with --config FILE, and keys are set "
+                "with --KEY VALUE"
+            )
         key, equals, value = word[2:].partition("=")
+        near = get_close_matches(f"--{key}", parser.options, n=1, cutoff=0.8)
+        if near:
+            raise UserError(f"no option --{key}; did you mean {near[0]}?")
         if not equals:
             if not queue or queue[0].startswith("--"):
                 raise UserError(f"--{key} needs a value")
             value = queue.pop(0)
-        pairs.append((key, value))
-    return pairs
+        yield key, value
 
 
 def positive(text: str) -> int:
@@ -175,9 +184,17 @@ def find_config(name: str) -> Path:
         if path.is_file():
             return path
     names = sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
-    near = get_close_matches(plain, names, n=1)
-    hint = f"; did you mean {near[0]}?" if near else "."
-    raise UserError(f"--config {name}: no such file{hint} Shipped configs: {', '.join(names)}")
+    near = [full for full in names if full.endswith(f"/{plain}")]
+    near = near or get_close_matches(plain, names, n=1)
+    hint = f"; did you mean {near[0]}?" if near else f". {_shipped()}"
+    raise UserError(f"--config {name}: no such file{hint}")
+
+
+def _shipped() -> str:
+    folder = shipped_folder("configs")
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    overlays = sorted(f"{path.name}/" for path in folder.iterdir() if any(path.glob("*.yaml")))
+    return f"Shipped configs: {', '.join(names)}; overlays are in {', '.join(overlays)}"
 
 
 def config_of(run: Path) -> Path:

@@ -1,8 +1,6 @@
 """check-data: open every sample of a data set, and tell what is wrong with it."""
 
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +9,7 @@ from gmf_platform.cli.arguments import Arguments, VerbParser, parse_arguments
 from gmf_platform.cli.config_check import checked
 from gmf_platform.cli.fit import run_name
 from gmf_platform.cli.precheck import check_data
+from gmf_platform.cli.progress_bar import progress_bar
 from gmf_platform.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
@@ -75,37 +74,11 @@ def _inspect(data: "BaseDataModule", workers: int) -> dict[str, "Report"]:
 
     reports = {}
     for split in _SPLITS:
-        with _progress(split) as progress:
+        with progress_bar(split, "opened") as progress:
             reports[split] = inspect_all(
                 data.inspectable(split), workers=workers, progress=progress
             )
     return reports
-
-
-@contextmanager
-def _progress(split: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal; elsewhere a line every tenth of the way."""
-    if not sys.stderr.isatty():
-        yield _Lines(split)
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task(split)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-class _Lines:
-    """A plain line for each tenth that is done."""
-
-    def __init__(self, split: str) -> None:
-        self.split, self.tenths = split, 0
-
-    def __call__(self, done: int, total: int) -> None:
-        if 10 * done // total > self.tenths:
-            self.tenths = 10 * done // total
-            print(f"{self.split}: {done}/{total} opened", file=sys.stderr, flush=True)
 
 
 def _print(reports: Mapping[str, "Report"], data: "BaseDataModule") -> None:

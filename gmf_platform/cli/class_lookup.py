@@ -1,7 +1,7 @@
 """From a class path in a config to the class's signature, or to what it should have been."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 
@@ -18,6 +18,7 @@ _HOMES = (
     "gmf_platform.models.heads",
     "gmf_platform.models.losses",
     "gmf_platform.optim",
+    "gmf_platform.optim.balancing",
     "gmf_platform.evaluation",
     "gmf_platform.callbacks",
     "gmf_platform.distributed",
@@ -49,15 +50,17 @@ def resolve_class(entry: Entry) -> Signature:
     known = _class_names(module_name)
     if module_name.partition(".")[0] not in _OURS:
         try:
-            found = getattr(import_module(module_name), name, None)
+            inside = vars(import_module(module_name))
         except Exception as error:  # noqa: BLE001 - a user's module may fail in any way
             raise UserError(
                 f"{said}cannot import {module_name}: {type(error).__name__}: {error}"
             ) from None
-        if isinstance(found, type):
-            return imported_signature(found)
-        known = known or [n for n, x in vars(import_module(module_name)).items() if _is_class(x)]
-    raise UserError(f"{said}no class {name!r} in {module_name}{nearest(name, known)}")
+        if isinstance(inside.get(name), type):
+            return imported_signature(inside[name])
+        known = [n for n, value in inside.items() if isinstance(value, type) and n[0] != "_"]
+    elsewhere = [] if _near(name, known) else _near(name, _homes())
+    hint = f"; did you mean {_homes()[elsewhere[0]]!r}?" if elsewhere else nearest(name, known)
+    raise UserError(f"{said}no class {name!r} in {module_name}{hint}")
 
 
 def imported_signature(cls: type) -> Signature:
@@ -83,14 +86,23 @@ def imported_signature(cls: type) -> Signature:
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """The end of a sentence: the nearest of some names, or else all of them."""
-    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    near = _near(name, known)
     return f"; did you mean {near[0]!r}?" if near else f". It has: {', '.join(sorted(known))}"
+
+
+def _near(name: str, known: Iterable[str]) -> list[str]:
+    return get_close_matches(name, list(known), n=1, cutoff=0.6)
+
+
+def _homes() -> dict[str, str]:
+    """Classes of ours by name, with their paths."""
+    return {name: f"{home}.{name}" for home in _HOMES for name in _class_names(home)}
 
 
 def _nearest_path(path: str) -> str:
     """The same for a path whose module is not there: a class of ours by its name, or a module."""
     name = path.rpartition(".")[2]
-    ours = {n: f"{home}.{n}" for home in _HOMES for n in _class_names(home)}
+    ours = _homes()
     near = get_close_matches(name, ours, n=1, cutoff=0.8)
     if near:
         return f"; did you mean {ours[near[0]]!r}?"
@@ -111,7 +123,3 @@ def _class_names(module_name: str) -> list[str]:
     module = read_module(module_name)
     names = module.names if module else ()
     return [n for n in names if not n.startswith("_") and find_class(f"{module_name}.{n}")]
-
-
-def _is_class(value: object) -> bool:
-    return isinstance(value, type)

@@ -15,11 +15,21 @@ import yaml
 
 from gmf_platform.cli.arguments import Arguments
 from gmf_platform.cli.class_lookup import nearest, resolve_class
+from gmf_platform.cli.class_source import find_class
 from gmf_platform.cli.signatures import Parameter, Signature, read_signature, signature_of
 from gmf_platform.cli.sources import Entry, Sources
 from gmf_platform.errors import UserError
 
-__all__ = ["CALLBACKS", "LINKED", "TOP_LEVEL", "Classes", "check_keys", "checked", "classes_of"]
+__all__ = [
+    "CALLBACKS",
+    "GENERAL",
+    "LINKED",
+    "TOP_LEVEL",
+    "Classes",
+    "check_keys",
+    "checked",
+    "classes_of",
+]
 
 CALLBACKS = {
     "watchdog": "gmf_platform.callbacks.Watchdog",
@@ -35,6 +45,19 @@ CALLBACKS = {
 """Default callbacks by the key that sets them, so that no overlay drops one by accident."""
 
 TOP_LEVEL = ("seed_everything", "trainer", "model", "data", "init_from", *CALLBACKS)
+
+GENERAL = {
+    "seed_everything": Parameter(
+        "seed_everything", ("int",), "0", words="of order, augmentation and initial weights."
+    ),
+    "init_from": Parameter(
+        "init_from",
+        ("str", "dict", "null"),
+        "null",
+        words="file of weights to begin with, or one for each part of the model; none: none.",
+    ),
+}
+"""Keys of the top level that configure no class."""
 
 LINKED = {
     "model.seed": "seed_everything",
@@ -113,7 +136,7 @@ def _check_source(entries: Sequence[Entry], classes: Classes, top_level: Sequenc
     for entry in entries:
         first, *others = entry.key.split(".")
         if first not in top_level:
-            raise _unknown(entry, first, top_level, "the config")
+            raise _unknown(entry, first, top_level, "the config", elsewhere=_inner(first, classes))
         if entry.key in LINKED:
             raise UserError(
                 f"{entry.place}: {entry.key} follows from {LINKED[entry.key]}; set that"
@@ -159,15 +182,36 @@ def _check_path(entry: Entry, key: str, names: Sequence[str], classes: Classes) 
             return
         if name in ("class_path", "dict_kwargs"):
             return
-        parameter = signature.parameters.get(name)
+        if key.rpartition(".")[0] == "model.tasks" and _has(classes.get("model"), name):
+            raise UserError(f"{entry.place}: {key}.{name}: is one for all tasks: set model.{name}")
+        filled = parameter.passed if parameter else 0  # by the code, the first ones
+        settable = dict([*signature.parameters.items()][filled:])
+        parameter = settable.get(name)
         if parameter is None:
-            raise _unknown(entry, name, signature.parameters, signature.name, place)
+            raise _unknown(entry, name, settable, signature.name, place)
         key = f"{key}.{name}"
     _check_value(entry, parameter, classes)
 
 
+def _has(signature: Signature | None, name: str) -> bool:
+    return signature is not None and name in signature.parameters
+
+
+def _inner(name: str, classes: Classes) -> list[str]:
+    """Keys inside the config that end with a name that somebody thought to be one of its own."""
+    known = ((key, s) for key, s in classes.items() if s is not None)
+    inner = [f"{key}.{parameter}" for key, signature in known for parameter in signature.parameters]
+    return [key for key in inner if key.endswith((f".{name}", f"_{name}"))]
+
+
 def _check_keyless(entry: Entry, key: str, parameter: Parameter | None, classes: Classes) -> None:
-    """Refuse keys below what has none."""
+    """Refuse keys below what has none, and to take away a task that is not there."""
+    if key in ("model.tasks", "data.tasks") and entry.value is None and not entry.mapping:
+        tasks = [one.rpartition(".")[2] for one in classes if one.rpartition(".")[0] == key]
+        name = entry.key.removeprefix(f"{key}.")
+        raise UserError(
+            f"{entry.place}: {entry.key}: there is no task {name}{nearest(name, tasks)}"
+        )
     if key in classes or (parameter is not None and (parameter.takes_keys or parameter.takes_list)):
         return  # the parser knows, or says
     if parameter is not None:
@@ -181,7 +225,9 @@ def _check_keyless(entry: Entry, key: str, parameter: Parameter | None, classes:
 
 def _check_value(entry: Entry, parameter: Parameter | None, classes: Classes) -> None:
     """Refuse a value that is clearly of another type; what is doubtful is left to the parser."""
-    value = entry.value
+    value, parameter = entry.value, parameter or GENERAL.get(entry.key)
+    if entry.key == "seed_everything" and isinstance(value, int) and value not in range(2**32):
+        raise _unexpected(entry, "a number from 0 to 4294967295")
     if parameter is None:
         is_path = entry.key in ("model", "data") and isinstance(entry.value, str)
         if "." not in entry.key and entry.key in classes and not (entry.mapping or is_path):
@@ -189,12 +235,15 @@ def _check_value(entry: Entry, parameter: Parameter | None, classes: Classes) ->
         return
     if isinstance(value, str) and "${" in value:
         return
+    takes_both = {"str", "class"} <= {*parameter.types}
+    if takes_both and isinstance(value, str) and find_class(value):
+        raise UserError(f"{entry.place}: {entry.key}: a class is set by {entry.key}.class_path")
     if entry.mapping or isinstance(value, dict):
         fits = parameter.takes_keys or parameter.takes_list
     elif value is None:
         fits = parameter.takes_null
     elif isinstance(value, list):
-        fits = parameter.takes_list or parameter.takes_class
+        fits = parameter.takes_list or (parameter.takes_class and not parameter.is_object)
     else:  # what YAML reads as false may be the text off
         texts = [yaml.safe_load(choice) for choice in parameter.choices]
         fits = parameter.takes(value) or any(text is value for text in texts)
@@ -217,12 +266,15 @@ def _unexpected(entry: Entry, expected: str, choices: Sequence[str] = ()) -> Use
 
 
 def _unknown(
-    entry: Entry, name: str, known: Iterable[str], where: str, place: int | None = None
+    entry: Entry,
+    name: str,
+    known: Iterable[str],
+    where: str,
+    place: int | None = None,
+    elsewhere: Sequence[str] = (),
 ) -> UserError:
-    known = list(known)
     key = entry.key
     if place is not None:
         key = ".".join(entry.key.split(".")[: place + 2])
-    return UserError(
-        f"{entry.place}: unknown key {key}: {where} has no {name!r}{nearest(name, known)}"
-    )
+    hint = f"; did you mean {' or '.join(elsewhere)}?" if elsewhere else nearest(name, list(known))
+    return UserError(f"{entry.place}: unknown key {key}: {where} has no {name!r}{hint}")

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gmf_platform.cli.arguments import VerbParser, parse_arguments
+from gmf_platform.cli.arguments import Arguments, VerbParser, parse_arguments
 from gmf_platform.cli.config_check import checked
 from gmf_platform.cli.precheck import check_data
 from gmf_platform.cli.run_directory import content_hash
@@ -23,7 +23,12 @@ def run(verb: str, argv: Sequence[str]) -> int:
     sources = checked(arguments)
     check_data(sources)
     checkpoint = check_weights(arguments, sources)
+    with sources.placing():
+        return _score(verb, arguments, checkpoint)
 
+
+def _score(verb: str, arguments: Arguments, checkpoint: Path | None) -> int:
+    """Score the split, say it, and keep it in the checkpoint's run."""
     from gmf_platform.callbacks import PerSample
     from gmf_platform.cli.device import check_device
     from gmf_platform.cli.experiment import Experiment

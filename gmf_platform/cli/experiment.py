@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from gmf_platform.cli.parser_errors import interpolation_error, shortened
 from gmf_platform.cli.precheck import NO_WEIGHTS
 from gmf_platform.deploy.trained import take_classes
 from gmf_platform.distributed.checkpoint_io import AtomicCheckpointIO
-from gmf_platform.errors import UserError
+from gmf_platform.errors import UserError, check_least
 from gmf_platform.models.precision import default_precision
 from gmf_platform.models.weights import LoadReport, load_part, load_weights, read_facts
 from gmf_platform.tasks import BaseTask
@@ -119,7 +120,8 @@ class _Parser(LightningCLI):
         try:
             return Trainer(**keys)
         except (MisconfigurationException, TypeError, ValueError) as error:
-            raise UserError(f"trainer: {error}") from None
+            named = (f"trainer.{word}" for word in re.findall(r"\w+", str(error)) if word in keys)
+            raise UserError(f"{next(named, 'trainer')}: {error}") from None
 
 
 class Experiment:
@@ -244,6 +246,7 @@ class Experiment:
             UserError: no length of the run, or batch sizes that do not divide.
         """
         trainer, keys = self.trainer, self.config.trainer
+        check_least("trainer.log_every_n_steps", keys.log_every_n_steps)
         if keys.accumulate_grad_batches != 1:
             raise UserError(
                 "trainer.accumulate_grad_batches follows from data.global_batch_size and "
@@ -309,6 +312,10 @@ def _quieten() -> None:
     # Each process says that it is there.
     logging.getLogger("lightning.fabric.utilities.distributed").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch.strategies.deepspeed").setLevel(logging.WARNING)
+    # Kernels of one pixel or channel: over an axis of one element a stride means nothing.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    # Of joint training: a check of few batches may hold no image of a task.
+    warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
     # Scores are summed over processes before they are logged.
     warnings.filterwarnings("ignore", message=".*sync_dist=True")
     # A folder of shards is what `convert` and every other verb reads.

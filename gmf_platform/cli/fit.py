@@ -51,9 +51,10 @@ def run(verb: str, argv: Sequence[str]) -> int:
     _check_restarts(arguments.options)
     if not resumes:
         check_init_from(sources)
-    if arguments.options.dry_run:
-        return _dry_run(arguments)
-    return _train(arguments, folder, starts)
+    with sources.placing():
+        return (
+            _dry_run(arguments) if arguments.options.dry_run else _train(arguments, folder, starts)
+        )
 
 
 def fit_parser(verb: str, description: str) -> VerbParser:
@@ -106,7 +107,7 @@ def _train(arguments: Arguments, folder: RunDirectory, starts: Starts) -> int:
         if options.fresh and folder.config.exists():
             print(f"the run before is kept as {folder.set_aside()}")
             folder.acquire()
-        log_to(folder.log)
+    log_to(folder.log)
     try:
         last = None if options.fresh else _resume_from(folder, experiment)
         ckpt_path = _begin_from(options.ckpt_path, last, starts)

@@ -10,7 +10,7 @@ from textwrap import wrap
 from types import MappingProxyType
 
 from gmf_platform.cli.arguments import Arguments, config_of, find_config
-from gmf_platform.cli.config_check import CALLBACKS, LINKED, TOP_LEVEL, Classes, classes_of
+from gmf_platform.cli.config_check import CALLBACKS, GENERAL, LINKED, TOP_LEVEL, Classes, classes_of
 from gmf_platform.cli.signatures import Parameter, Signature, signature_of
 from gmf_platform.cli.sources import Sources, as_yaml, canonical
 
@@ -27,15 +27,6 @@ _OURS = {
     *LINKED,
 }
 """Keys that we set ourselves."""
-
-_GENERAL = {
-    "seed_everything": Parameter(
-        "seed_everything", ("int",), "0", words="of order, augmentation and initial weights."
-    ),
-    "init_from": Parameter(
-        "init_from", ("str", "null"), "null", words="file of weights to begin with; none: none."
-    ),
-}
 
 
 def key_help(words: Sequence[str]) -> list[str]:
@@ -55,8 +46,8 @@ def key_help(words: Sequence[str]) -> list[str]:
         return []
     classes = {k: s for k, s in classes_of(sources).items() if not sources.is_removed(k)}
     lines = ["Keys of the config, with what it sets them to (--KEY VALUE sets another):"]
-    general = Signature("", "", _GENERAL, ())
-    lines += _lines("", general, list(_GENERAL.values()), sources)
+    general = Signature("", "", GENERAL, ())
+    lines += _lines("", general, list(GENERAL.values()), sources)
     for key in ("model", "data", "trainer", *CALLBACKS):
         for group, signature, parameters in _groups(key, classes, signature=classes.get(key)):
             lines += _lines(group, signature, parameters, sources)

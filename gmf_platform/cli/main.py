@@ -4,6 +4,8 @@ Nothing here imports torch, so that ``--help`` and wrong input answer at once.
 """
 
 import errno
+import os
+import select
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -51,6 +53,14 @@ _OF_THE_DISK = {
 }
 """What to do about a disk that takes nothing; it can be found out at any place that writes."""
 
+_OF_PATHS = {
+    errno.EACCES: "have it opened to you, or give another",
+    errno.ENOTDIR: "a file is where a folder should be; give another",
+    errno.EEXIST: "give another",
+    errno.ENAMETOOLONG: "give a shorter name",
+}
+"""What to do about a path that was given, and that the system refuses."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb.
@@ -61,7 +71,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code, see ExitCode. What is no user's error is raised, and fails with 1.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _answer(list(sys.argv[1:] if argv is None else argv))
+    except SystemExit as leave:  # behind a verb's --help, or of a run that was asked to stop
+        code = int(leave.code or ExitCode.DONE)
+    except BrokenPipeError:
+        if not _is_unread():
+            raise
+        code = ExitCode.FAILED
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # Python would flush once more at its end, and say so
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
+
+
+def _is_unread() -> bool:
+    """Whether whoever read our output has gone, as behind ``| head``."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)  # what is wrong is told in any case
+    return bool(output.poll(0))
+
+
+def _answer(arguments: list[str]) -> int:
     verb = arguments.pop(0) if arguments else "--help"
     if verb in ("-h", "--help"):
         print(_usage())
@@ -75,21 +107,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return ExitCode.WRONG_INPUT
     except OSError as error:
-        if error.errno not in _OF_THE_DISK:
+        if not (said := _refusal(error)):
             raise
-        print(f"error: {_about_disk(error)}", file=sys.stderr)
+        print(f"error: {said}", file=sys.stderr)
         return ExitCode.WRONG_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return ExitCode.FAILED
 
 
-def _about_disk(error: OSError) -> str:
-    where = "a file" if error.filename is None else error.filename
-    return (
-        f"{where} cannot be written: {error.strerror}; {_OF_THE_DISK[error.errno or 0]}. What was "
-        "saved before is as it was, and the same command goes on from there"
-    )
+def _refusal(error: OSError) -> str:
+    """What the system refuses and what to do about it; empty where that is nothing for a user."""
+    number, where = error.errno or 0, error.filename
+    if number in _OF_THE_DISK:
+        return (
+            f"{where or 'a file'} cannot be written: {error.strerror}; {_OF_THE_DISK[number]}. "
+            "What was saved before is as it was, and the same command goes on from there"
+        )
+    if number in _OF_PATHS and where is not None:
+        return f"{where}: {error.strerror}; {_OF_PATHS[number]}"
+    return ""
 
 
 def _usage() -> str:

@@ -6,18 +6,16 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from lightning.pytorch import Callback, Trainer
 
 from gmf_platform.callbacks.progress import STEPS, Progress
+from gmf_platform.cli.experiment import Experiment, is_first_process
 from gmf_platform.distributed.order import BatchPlan
 from gmf_platform.errors import UserError, counted
 from gmf_platform.models.norm import NormMode
-
-if TYPE_CHECKING:
-    from gmf_platform.cli.experiment import Experiment
 
 __all__ = ["StepTimer", "advising_on_memory", "log_to", "norm_advice", "rounded"]
 
@@ -28,7 +26,7 @@ norm than with group norm (Wu and He, Group Normalization, arXiv 1803.08494)."""
 
 
 def log_to(file: Path | None) -> None:
-    """Send our log lines to the console and to a file.
+    """Send our log lines to the console and to a file, those of the first process alone.
 
     Where there is a progress bar, the lines that it stands for go to the file alone.
     """
@@ -38,6 +36,9 @@ def log_to(file: Path | None) -> None:
     for handler in list(root.handlers):
         root.removeHandler(handler)
         handler.close()
+    if not is_first_process():
+        root.addHandler(logging.NullHandler())  # without any, warnings would go to stderr
+        return
     console = _Console()
     if Progress.is_bar_wanted():
         console.addFilter(lambda record: record.name != STEPS)
@@ -65,7 +66,7 @@ def rounded(score: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def advising_on_memory(experiment: "Experiment") -> Iterator[None]:
+def advising_on_memory(experiment: Experiment) -> Iterator[None]:
     """Turn a full device, or a loading process that was killed, into advice on what to change.
 
     Raises:
@@ -84,7 +85,7 @@ def advising_on_memory(experiment: "Experiment") -> Iterator[None]:
         raise UserError(_worker_advice(experiment, str(error).splitlines()[0])) from None
 
 
-def _worker_advice(experiment: "Experiment", said: str) -> str:
+def _worker_advice(experiment: Experiment, said: str) -> str:
     lines = [f"a process that loads data has died ({said})"]
     if "Bus error" in said:  # what a full shared memory looks like
         shared = shutil.disk_usage("/dev/shm")
@@ -97,7 +98,7 @@ def _worker_advice(experiment: "Experiment", said: str) -> str:
     return "\n".join(lines)
 
 
-def _memory_advice(experiment: "Experiment", said: str) -> str:
+def _memory_advice(experiment: Experiment, said: str) -> str:
     trainer, data = experiment.trainer, experiment.datamodule
     plans = data.plans(trainer.world_size)
     if "" not in plans:
@@ -126,7 +127,7 @@ def _smaller_parts(per_device: int) -> list[str]:
     return [f"fewer at once, same global batch: {option}\n{rest}"]
 
 
-def _less_kept(experiment: "Experiment") -> list[str]:
+def _less_kept(experiment: Experiment) -> list[str]:
     """Checkpointing, of a backbone that has it and does without."""
     backbone = experiment.task.model.get_submodule("backbone")
     used = [part.checkpointing for part in backbone.modules() if hasattr(part, "checkpointing")]

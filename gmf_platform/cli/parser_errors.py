@@ -14,9 +14,15 @@ _KIND = re.compile(
     r"|Expected '(\S+)' to be a subclass of <class '(\w+)'>"
 )
 
+_NEEDED = (
+    r"arguments are required: (?P<keys>.*) \((?P<cls>\S+)\)\s",
+    r"given class_path '(?P<cls>\S+)':\s+[^\n]*arguments are required: (?P<keys>.*)",
+)
+
 
 def shortened(message: str, sources: Sources) -> str:
     """Key, place, what is expected and what is given."""
+    message = re.sub(r"\.? Got value: Namespace\(class_path='(\S+?)'.*", r" (\1)", message)
     keys = re.findall(r'(?:Parser key|key) "([\w.]+)"', message)
     said = _said(message, key := canonical(".".join(keys)), sources)
     return f"{_place(key, sources)}: {key}: {said}" if keys else said
@@ -26,16 +32,17 @@ def _said(message: str, key: str, sources: Sources) -> str:
     if kind := _KIND.search(message):
         given, wanted = (part for part in kind.groups() if part is not None)
         return f"expected a class derived from {wanted}, not {given}"
-    if needed := re.search(
-        r"given class_path '(\S+)':\s+[^\n]*arguments are required: (.*)", message
-    ):
-        return f"{needed[1]} needs {needed[2]}, which the config does not give"
-    expected = re.findall(r"Expected an? (?:<class '(\w+)'>|typing\.(Literal\[.*?\]))", message)
+    for pattern in _NEEDED:
+        if needed := re.search(pattern, message):
+            return f"{needed['cls']} needs {needed['keys']}, which the config does not give"
+    expected = re.findall(
+        r"Expected an? (?:<class '[\w.]*?(\w+)'>|typing\.(Literal\[.*?\]))", message
+    )
     wanted = [a or b for a, b in expected if a != "NoneType"]
-    given = re.findall(r"(?:Got value|Given value): ([^\s({]+?)\.?(?:\s|$)", message)
+    given = re.findall(r"(?:Got value|Given value): (\[.*\]|[^\s({]+?)\.?(?:\s|$)", message)
     if key and wanted and given:
         return f"expected {' or '.join(dict.fromkeys(wanted))}, not {given[0]!r}"
-    if refused := re.search(r"Option '(\w+)' is not accepted", message):
+    if refused := re.search(r"Option '([\w.]+)' is not accepted", message):
         hint = "" if classes_of(sources).get(key) else f": {key}.class_path names no class"
         return f"{refused[1]!r} is no key here{hint}"
     innermost = re.split(r'Parser key "[\w.]+":', message)[-1].strip(" -\n").splitlines()

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Worst", "read_worst", "run"]
 
-_DECISIVE = ("iou", "mask_ap", "box_ap", "probability")
 _SUFFIX = "_per_sample.csv"
 
 
@@ -25,7 +24,7 @@ def run(verb: str, argv: Sequence[str]) -> int:
     options = _parser(verb).parse_args(argv)
     if options.worst < 1:
         raise UserError(f"--worst {options.worst}: is no number of images")
-    table = _table(options.source)
+    table, *others = _tables(options.source)
     worst = read_worst(table, number=options.worst, by=options.by)
     sheet = options.sheet or table.with_name(f"{table.stem.removesuffix('_per_sample')}_worst.png")
     if options.sheet is not None and sheet.exists() and not options.overwrite:
@@ -34,6 +33,9 @@ def run(verb: str, argv: Sequence[str]) -> int:
     for one in worst:
         print(f"{one.caption}  {one.path}")
     print(f"\npictures     {sheet}")
+    print(f"scores       {table}")
+    for other in others:
+        print(f"others       {other}")
     return ExitCode.DONE
 
 
@@ -48,8 +50,8 @@ def _parser(verb: str) -> PlainParser:
     parser.add_argument(
         "--by",
         metavar="COLUMN",
-        help="what to sort by, the smallest first; of losses the largest (default: "
-        f"{', '.join(_DECISIVE)}, the first that is there)",
+        help="what to sort by, the smallest first; of losses the largest (default: IoU, AP, or "
+        "the probability of the true class)",
     )
     parser.add_argument(
         "--sheet", type=Path, metavar="FILE.png", help="to write; default: beside the csv"
@@ -58,23 +60,23 @@ def _parser(verb: str) -> PlainParser:
     return parser
 
 
-def _table(source: Path) -> Path:
-    """The csv that is meant: of a run, the newest.
+def _tables(source: Path) -> list[Path]:
+    """The csv that is meant; of a run all that it has, the newest first.
 
     Raises:
         UserError: there is none.
     """
     if source.is_file():
-        return source
+        return [source]
     if not source.is_dir():
         raise UserError(f"{source}: no such run or file")
-    tables = sorted(source.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_mtime)
+    tables = sorted(source.glob(f"*{_SUFFIX}"), key=lambda path: -path.stat().st_mtime_ns)
     if not tables:
         raise UserError(
             f"{source} holds no scores of single images yet: "
             f"python -m gmf_platform validate --run {source}"
         )
-    return tables[-1]
+    return tables
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,9 @@ def read_worst(table: Path, *, number: int, by: str | None = None) -> list[Worst
     columns = list(rows[0]) if rows else []
     if not {"index", "path"} <= {*columns}:
         raise UserError(f"{table}: is no table of single images' scores (index, path, ...)")
-    column = by or next((name for name in _DECISIVE if name in columns), "")
+    from gmf_platform.evaluation.per_sample import DECISIVE
+
+    column = by or next((name for name in DECISIVE if name in columns), "")
     if column not in columns:
         raise UserError(f"--by {column}: {table} has no such column. It has: {', '.join(columns)}")
     scored = [row for row in rows if row[column]]

@@ -62,6 +62,11 @@ class Parameter:
         return bool({"class", "any"} & {*self.types})
 
     @property
+    def is_object(self) -> bool:
+        """Whether it can be nothing else."""
+        return {*self.types} <= {"class", "null"} and self.settings is None
+
+    @property
     def takes_text(self) -> bool:
         """Whether it may be any text."""
         return bool({"str", "Path", "any"} & {*self.types})
@@ -69,6 +74,8 @@ class Parameter:
     def takes(self, value: object) -> bool:
         """Whether it may be a single value; what is doubtful passes."""
         types = {*self.types}
+        if self.is_object and not isinstance(value, str):
+            return False
         if str(value) in self.choices or not types <= _PLAIN | {*self.choices}:
             return True
         match value:

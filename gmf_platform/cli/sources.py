@@ -7,6 +7,7 @@ is ``model.backbone.variant``, as on the command line.
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,18 @@ class Sources:
     def place(self, key: str) -> str:
         """Where a key was last set; empty if nowhere."""
         return next((e.place for e in reversed(self.entries) if e.key == key), "")
+
+    @contextmanager
+    def placing(self) -> Iterator[None]:
+        """Put the place of a key in front of errors that begin with it."""
+        try:
+            yield
+        except UserError as error:
+            key = re.match(r"\w+(\.\w+)*", str(error))
+            place = self.place(key[0]) if key else ""
+            if place:
+                error.args = (f"{place}: {error}", *error.args[1:])
+            raise
 
 
 def _override(key: str, text: str) -> Iterator[Entry]:

@@ -43,9 +43,15 @@ def say_plan(experiment: Experiment) -> None:
     if trainer.precision == "16-mixed":
         _row("", "the device has no bfloat16: float16, with the loss scaled")
     _row("schedule", _schedule(experiment))
-    reference = task.lr_for_batch_size
-    factor = experiment.datamodule.global_batch_size / reference if reference else 1.0
-    _row("lr scaling", f"x {factor:.4g} (model.lr_for_batch_size: {reference})")
+    warmup = getattr(task.schedule, "warmup_steps", None) or 0
+    if warmup >= trainer.max_steps:
+        log.warning(
+            "model.schedule.warmup_steps is %d: the run ends before its learning rate is reached",
+            warmup,
+        )
+    if reference := task.lr_for_batch_size:
+        factor = experiment.datamodule.global_batch_size / reference
+        _row("lr scaling", f"x {factor:.4g} (model.lr_for_batch_size: {reference})")
     _row("strategy", _strategy(trainer))
     for name, plan in plans.items():
         if advice := norm_advice(task.norm, plan, data=f"data.tasks.{name}" if name else "data"):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gmf_platform.errors import UserError
+from gmf_platform.errors import UserError, check_least
 
 __all__ = [
     "BatchPlan",
@@ -54,8 +54,8 @@ def plan_batches(global_batch_size: int, world_size: int, per_device: int | None
     Raises:
         UserError: the numbers do not divide; the message names values that would.
     """
-    if global_batch_size < 1 or (per_device is not None and per_device < 1):
-        raise UserError("data.global_batch_size and data.per_device_batch_size must be positive")
+    check_least("data.global_batch_size", global_batch_size)
+    check_least("data.per_device_batch_size", 1 if per_device is None else per_device)
     if global_batch_size % world_size:
         down = global_batch_size // world_size * world_size
         fits = " or ".join(str(size) for size in (down, down + world_size) if size)

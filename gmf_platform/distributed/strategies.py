@@ -3,6 +3,7 @@
 import logging
 import os
 from datetime import timedelta
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from lightning.pytorch.strategies import (
 )
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
 
 from gmf_platform.distributed.group import join_group
 from gmf_platform.distributed.sharding import shard
@@ -25,6 +27,13 @@ from gmf_platform.errors import UserError
 __all__ = ["DDP", "FSDP", "ZeRO", "saves_folders"]
 
 log = logging.getLogger(__name__)
+
+_PARAMETERS = signature(DistributedDataParallel.__init__).parameters
+# Torch 2.13 gave it another name. Norms in mode `sync` agree without it, those in mode `train`
+# before they are used.
+_BUFFERS_AS_THEY_ARE: dict[str, Any] = {
+    "forward_sync_buffers" if "forward_sync_buffers" in _PARAMETERS else "broadcast_buffers": False
+}
 
 
 class DDP(DDPStrategy):
@@ -47,10 +56,9 @@ class DDP(DDPStrategy):
         super().__init__(
             static_graph=static_graph,
             gradient_as_bucket_view=True,
-            # Norms in mode `sync` agree without it, those in mode `train` before they are used.
-            broadcast_buffers=False,
             timeout=timedelta(minutes=timeout_minutes),
             process_group_backend=process_group_backend,
+            **_BUFFERS_AS_THEY_ARE,
         )
 
     def setup_environment(self) -> None:

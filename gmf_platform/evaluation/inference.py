@@ -1,7 +1,7 @@
 """How a segmentation network is applied to an image: whole, in windows, at several scales."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from gmf_platform.evaluation.segmentation import (
     View,
     labels_at_original_size,
     labels_by_mean_probability,
+    sampled_loss,
 )
 from gmf_platform.models.segmenter import Segmenter
 
@@ -37,6 +38,17 @@ class Inference(ABC):
             For each image uint8 labels (height, width).
         """
 
+    def scored(
+        self, model: Segmenter, batch: Mapping[str, Any]
+    ) -> tuple[list[Tensor], Sequence[Tensor]]:
+        """The labels, and the cross-entropy of each image; none where it is not known.
+
+        Args:
+            model: see `labels`.
+            batch: with ``masks`` too, the true labels at original size.
+        """
+        return self.labels(model, batch), ()
+
 
 class OneScale(Inference):
     """Base of the strategies that see each image at one scale."""
@@ -57,13 +69,26 @@ class OneScale(Inference):
         Raises:
             UserError: the data comes at several scales, which nothing here would use.
         """
+        return self._labels(self._seen(model, batch), batch)
+
+    def scored(
+        self, model: Segmenter, batch: Mapping[str, Any]
+    ) -> tuple[list[Tensor], Sequence[Tensor]]:
+        """Predict and compare; see the base class."""
+        views = self._seen(model, batch)
+        losses = [sampled_loss(*pair) for pair in zip(views, batch["masks"], strict=True)]
+        return self._labels(views, batch), losses
+
+    def _seen(self, model: Segmenter, batch: Mapping[str, Any]) -> list[View]:
         if "scaled" in batch:
             raise UserError(
                 f"data.eval_ratios gives each image at several scales, but model.inference is "
                 f"{type(self).__name__}, which takes one: set model.inference to "
                 "gmf_platform.evaluation.TestTimeAugmentation, or data.eval_ratios to null"
             )
-        views = self.views(model, batch["images"], batch["sizes"])
+        return self.views(model, batch["images"], batch["sizes"])
+
+    def _labels(self, views: Sequence[View], batch: Mapping[str, Any]) -> list[Tensor]:
         return [
             labels_at_original_size(
                 view.logits,

@@ -59,17 +59,21 @@ def classification_row(logits: Tensor, label: int, class_names: Sequence[str]) -
     }
 
 
-def segmentation_row(predicted: Tensor, truth: Tensor, class_names: Sequence[str]) -> Row:
-    """Mean IoU over the classes in truth or prediction, the share of right pixels, worst class.
+def segmentation_row(
+    predicted: Tensor, truth: Tensor, class_names: Sequence[str], *, loss: float = math.nan
+) -> Row:
+    """Mean IoU over the classes in truth or prediction, the share of right pixels, worst class, loss.
 
     Args:
         predicted: labels (H, W).
         truth: labels (H, W); 255 does not count.
         class_names: in label order.
+        loss: of the image; NaN: not known.
     """
     scores = scores_of(confusion_matrix(predicted, truth, num_classes=len(class_names)))
     row: Row = {"iou": scores.miou, "accuracy": scores.aacc}
-    return row | _worst(scores.class_iou, class_names, "worst_iou")
+    pixels = scores.confusion.sum(1).tolist()
+    return row | _worst(scores.class_iou, class_names, "worst_iou", counts=pixels) | {"loss": loss}
 
 
 def detection_row(
@@ -99,7 +103,8 @@ def detection_row(
     for name in (f"{kind}_{number}" for kind in kinds for number in ("ap", "ap50")):
         row[name] = _mean(values.get(name, []))
     names = [class_names[label] for label in categories]
-    return row | _worst(values.get(f"{kinds[-1]}_ap", []), names, "worst_ap")
+    counts = [int((truth["labels"] == label).sum()) for label in categories]
+    return row | _worst(values.get(f"{kinds[-1]}_ap", []), names, "worst_ap", counts=counts)
 
 
 def _class_values(
@@ -141,11 +146,14 @@ def _rows(
     return rows if rles is None else measured_masks(rows, rles)
 
 
-def _worst(values: Sequence[float], class_names: Sequence[str], title: str) -> Row:
-    """The class of the smallest value, and that value."""
-    pairs = zip(values, class_names, strict=False)  # no values at all where nothing is defined
-    defined = [(value, name) for value, name in pairs if not math.isnan(value)]
-    value, name = min(defined, default=(math.nan, ""))
+def _worst(
+    values: Sequence[float], class_names: Sequence[str], title: str, *, counts: Sequence[int]
+) -> Row:
+    """The class of the smallest value, and that value; of several, that which the truth has most of."""
+    # No values at all where nothing is defined.
+    rows = zip(values, (-count for count in counts), class_names, strict=False)
+    defined = [row for row in rows if not math.isnan(row[0])]
+    value, _, name = min(defined, default=(math.nan, 0, ""))
     return {"worst_class": name, title: value}
 
 

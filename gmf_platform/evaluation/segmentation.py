@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Size", "View", "labels_at_original_size", "labels_by_mean_probability"]
+__all__ = ["Size", "View", "labels_at_original_size", "labels_by_mean_probability", "sampled_loss"]
 
 # Logits of all classes at the size of a large photograph take gigabytes; classes are resized in
 # portions of at most this many values, and the best so far is kept.
 _VALUES_AT_ONCE = 2**26
 
+_POINTS = 128
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -90,6 +91,31 @@ def labels_by_mean_probability(views: Sequence[View], original_size: Size) -> Te
         return reduce(torch.add, terms)
 
     return _best(summed(parts) for parts in zip(*split, strict=True))
+
+
+def sampled_loss(view: View, truth: Tensor) -> Tensor:
+    """Mean cross-entropy at points evenly spaced over an image, 128 in each direction.
+
+    Of all pixels it would take as long as the labels themselves, and the memory of all logits.
+
+    Args:
+        view: of the image.
+        truth: labels (height, width) of the original; 255 does not count.
+
+    Returns:
+        float32 (); NaN where nothing counts.
+    """
+    places = (torch.arange(_POINTS, device=truth.device) + 0.5) / _POINTS
+    rows, columns = ((places * side).long() for side in truth.shape)
+    height, width = (
+        cells * inside / padded
+        for cells, inside, padded in zip(
+            view.logits.shape[1:], view.size, view.padded_size, strict=True
+        )
+    )
+    logits = view.logits[:, (places * height).long()][:, :, (places * width).long()]
+    targets = truth[rows][:, columns].long()
+    return F.cross_entropy(logits[None].float(), targets[None], ignore_index=255)
 
 
 def _portion(views: Sequence[View], original_size: Size) -> int:

@@ -43,16 +43,6 @@ def unpadded(batch: Mapping[str, Any], index: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(image.cpu().numpy())
 
 
-def _name_strides_alike(model: nn.Module) -> None:
-    """Give depthwise kernels the strides that their gradients come with.
-
-    Over an axis of one element a stride means nothing, but DDP compares them.
-    """
-    for parameter in model.parameters():
-        if parameter.ndim == 4 and parameter.shape[1] == 1:
-            parameter.data = parameter.data.contiguous().view(-1).view(parameter.shape)
-
-
 class BaseTask(LightningModule):
     """Base of all tasks.
 
@@ -125,7 +115,6 @@ class BaseTask(LightningModule):
             UserError: the backbone has not as many stages as are to be frozen.
         """
         model = model.to(memory_format=torch.channels_last)
-        _name_strides_alike(model)
         backbone = model.get_submodule("backbone")
         set_norm_mode(backbone, self.norm)
         self._frozen = freeze_stages(backbone, self.frozen_stages)
@@ -150,7 +139,8 @@ class BaseTask(LightningModule):
         """Optimiser over groups of parameters, schedule by optimiser step.
 
         Raises:
-            UserError: a learning-rate option that does not fit the model or the data.
+            UserError: a learning-rate option that does not fit the model or the data, or a value
+                that the optimiser refuses.
         """
         groups = parameter_groups(
             self.model,
@@ -158,7 +148,10 @@ class BaseTask(LightningModule):
             layer_decay=self.layer_decay,
             lr_factors=self.lr_factors,
         )
-        optimizer = self.optimizer(groups)
+        try:
+            optimizer = self.optimizer(groups)
+        except ValueError as error:
+            raise UserError(f"model.optimizer: {error}") from None
         scale_learning_rates(optimizer.param_groups, self.lr_factor())
         total = int(self.trainer.estimated_stepping_batches)
         data = getattr(self.trainer, "datamodule", None)

@@ -13,6 +13,7 @@ from gmf_platform.evaluation.per_sample import Row, classification_row
 from gmf_platform.models.batch_augment import BatchAugment
 from gmf_platform.models.classifier import Classifier
 from gmf_platform.models.heads import ClassificationHead
+from gmf_platform.models.heads.kind import check_head
 from gmf_platform.models.losses import SoftTargetCrossEntropy
 from gmf_platform.tasks.base import BaseTask, HeadFactory, unpadded
 
@@ -53,7 +54,9 @@ class ClassificationTask(BaseTask):
     def build_model(self, backbone: nn.Module, head: HeadFactory) -> None:
         """Backbone and head."""
         channels: Sequence[int] = backbone.channels  # type: ignore[assignment]
-        self.model = self.prepared(Classifier(backbone, head(channels, len(self.class_names))))
+        made = head(channels, len(self.class_names))
+        check_head("model.head", made, "features")
+        self.model = self.prepared(Classifier(backbone, made))
 
     def build_losses(self, loss: nn.Module | None) -> None:
         """The loss of training; evaluation has plain cross-entropy."""

@@ -18,6 +18,7 @@ from gmf_platform.evaluation.class_report import ClassReport
 from gmf_platform.evaluation.drawing import Compared, compare_detections
 from gmf_platform.evaluation.per_sample import Row, detection_row
 from gmf_platform.models.detector import Detector
+from gmf_platform.models.heads.kind import check_head
 from gmf_platform.tasks.base import BaseTask, HeadFactory, unpadded
 
 __all__ = ["DetectionTask"]
@@ -60,7 +61,9 @@ class DetectionTask(BaseTask):
     def build_model(self, backbone: nn.Module, head: HeadFactory) -> None:
         """Backbone and head; the head brings its losses, which touch parameters of it."""
         channels: Sequence[int] = backbone.channels  # type: ignore[assignment]
-        self.model = self.prepared(Detector(backbone, head(channels, len(self.class_names))))
+        made = head(channels, len(self.class_names))
+        check_head("model.head", made, "features", "sizes", "targets")
+        self.model = self.prepared(Detector(backbone, made))
 
     def build_metrics(self, backend: CocoBackend) -> None:
         """The evaluator is made for the split under evaluation, when one begins."""

@@ -1,5 +1,6 @@
 """Semantic segmentation."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from gmf_platform.evaluation import Inference, MeanIoU, SegmentationScores, Whol
 from gmf_platform.evaluation.class_report import ClassReport
 from gmf_platform.evaluation.drawing import Compared, compare_labels, palette
 from gmf_platform.evaluation.per_sample import Row, segmentation_row
+from gmf_platform.models.heads.kind import check_head
 from gmf_platform.models.losses import CrossEntropy
 from gmf_platform.models.segmenter import Segmenter
 from gmf_platform.tasks.base import BaseTask, HeadFactory, unpadded
@@ -57,10 +59,12 @@ class SegmentationTask(BaseTask):
         """Backbone, decode head and auxiliary head."""
         channels: Sequence[int] = backbone.channels  # type: ignore[assignment]
         num_classes = len(self.class_names)
+        decode = decode_head(channels, num_classes)
         auxiliary = auxiliary_head(channels, num_classes) if auxiliary_head else None
-        self.model = self.prepared(
-            Segmenter(backbone, decode_head(channels, num_classes), auxiliary)
-        )
+        check_head("model.decode_head", decode, "features")
+        if auxiliary is not None:
+            check_head("model.auxiliary_head", auxiliary, "features")
+        self.model = self.prepared(Segmenter(backbone, decode, auxiliary))
 
     def build_losses(self, loss: nn.Module | None, auxiliary_weight: float) -> None:
         """One loss for both heads."""
@@ -82,11 +86,11 @@ class SegmentationTask(BaseTask):
         return losses
 
     def update_scores(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Count a batch at original size; returns its predicted ``labels``."""
-        labels = self.predict_step(batch, 0)
+        """Count a batch at original size; returns its predicted ``labels``, and ``losses`` if known."""
+        labels, losses = self.inference.scored(self.model, batch)
         for predicted, truth in zip(labels, batch["masks"], strict=True):
             self.mean_iou.update(predicted, truth)
-        return {"labels": labels}
+        return {"labels": labels, "losses": losses}
 
     def compute_scores(self) -> dict[str, float]:
         """Mean IoU, mean accuracy of the classes, accuracy of the pixels."""
@@ -101,8 +105,10 @@ class SegmentationTask(BaseTask):
         return compare_labels(unpadded(batch, index), truth, guess, colours)
 
     def sample_scores(self, batch: dict[str, Any], outputs: dict[str, Any], index: int) -> Row:
-        """IoU and accuracy of an image, and its worst class."""
-        return segmentation_row(outputs["labels"][index], batch["masks"][index], self.class_names)
+        """IoU, accuracy and loss of an image, and its worst class."""
+        loss = float(outputs["losses"][index]) if outputs["losses"] else math.nan
+        both = outputs["labels"][index], batch["masks"][index]
+        return segmentation_row(*both, self.class_names, loss=loss)
 
     def evaluation_settings(self) -> dict[str, Any]:
         """How the network is applied to an image."""

@@ -86,7 +86,7 @@ def test_other_verbs_save_nothing(trainer, tmp_path):
 
 
 def test_every_n_steps_is_checked():
-    with pytest.raises(UserError, match=r"checkpoint\.every_n_steps: 0 is not"):
+    with pytest.raises(UserError, match=r"checkpoint\.every_n_steps: expected 1 or more, not 0"):
         RunCheckpoint(every_n_steps=0)
 
 

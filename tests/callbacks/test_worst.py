@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from gmf_platform.callbacks import RunLogger, Worst
-from gmf_platform.cli import show
+from gmf_platform.errors import UserError
 from gmf_platform.evaluation.drawing import Compared
-from gmf_platform.evaluation.per_sample import DECISIVE, decisive_score
+from gmf_platform.evaluation.per_sample import decisive_score
 
 
 class Task:
@@ -122,4 +122,8 @@ def test_what_decides():
     assert decisive_score({"objects": 3, "box_ap": 0.5, "mask_ap": 0.25}) == ("mask_ap", 0.25)
     assert decisive_score({"box_ap": float("nan")}) is None
     assert decisive_score({}) is None
-    assert show._DECISIVE == DECISIVE
+
+
+def test_of_no_images():
+    with pytest.raises(UserError, match=r"worst\.among: expected 1 or more, not 0"):
+        Worst(among=0)

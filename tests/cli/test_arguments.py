@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from gmf_platform.cli.arguments import VerbParser, find_config, parse_arguments, shipped_folder
+from gmf_platform.cli.fit import fit_parser
 from gmf_platform.errors import UserError
 
 SEG = shipped_folder("configs") / "seg_ade20k.yaml"
@@ -77,7 +78,7 @@ def test_what_is_no_pair_is_refused(parser, words, said):
 
 
 def test_without_config_the_shipped_ones_are_named(parser):
-    with pytest.raises(UserError, match=r"--config is missing; shipped configs: .*seg_ade20k"):
+    with pytest.raises(UserError, match=r"--config is missing. Shipped configs: .*seg_ade20k"):
         parse_arguments(parser, ["--data.root", "/d"])
 
 
@@ -101,9 +102,26 @@ def test_a_file_wins_over_a_shipped_name(tmp_path):
 def test_unknown_config_names_the_nearest():
     with pytest.raises(UserError, match="did you mean seg_ade20k") as error:
         find_config("seg_ade20")
-    assert "demo/seg" in str(error.value)
-    with pytest.raises(UserError, match=r"no such file\. Shipped configs: "):
+    assert "cls_imagenet" not in str(error.value)
+    with pytest.raises(UserError, match="did you mean backbone/small"):
+        find_config("small")
+    with pytest.raises(
+        UserError, match=r"no such file\. Shipped configs: .* overlays are in .*demo/"
+    ):
         find_config("xyz")
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("seg_ade20k", "unexpected word 'seg_ade20k'; configs are named with --config"),
+        ("--dry_run", "no option --dry_run; did you mean --dry-run"),
+        ("--nmae=x", "no option --nmae; did you mean --name"),
+    ],
+)
+def test_words_that_are_not_understood(word, said):
+    with pytest.raises(UserError, match=said):
+        parse_arguments(fit_parser("fit", ""), ["--config", "seg_ade20k", word])
 
 
 def test_run_stands_for_its_config(parser, tmp_path):

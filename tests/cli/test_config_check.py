@@ -51,6 +51,13 @@ TOLD = [
     ("model.backbone.variant", "tinny", "or large, not 'tinny'; did you mean 'tiny'?"),
     ("model.norm", "synced", "expected sync, train or frozen, not 'synced'; did you mean 'sync'?"),
     ("model.layer_decay", "a lot", "expected float or null, not 'a lot'"),
+    ("model.decode_head", "3", "expected a class (class_path: MODULE.CLASS), not 3"),
+    ("model.backbone", "[a]", "expected a class (class_path: MODULE.CLASS), not ['a']"),
+    ("trainer.strategy", "gmf_platform.distributed.FSDP", "is set by trainer.strategy.class_path"),
+    ("seed_everything", "true", "expected int, not True"),
+    ("seed_everything", "-1", "expected a number from 0 to 4294967295, not -1"),
+    ("model.loss", "torch.nn.CrossEntropy", "in torch.nn; did you mean 'CrossEntropyLoss'?"),
+    ("model.schedule", "gmf_platform.optim.Uncertaintyy", "'gmf_platform.optim.balancing.Uncer"),
     ("checkpoint", "3", "expected keys of checkpoint, e.g. every_n_steps: VALUE, not 3"),
     ("pictures", "null", "expected keys of pictures, e.g. count: VALUE, not null"),
     ("data", "datamodules.ADE20k", "no class 'ADE20k' in datamodules; did you mean 'ADE20K'?"),
@@ -109,6 +116,7 @@ def test_wrong_value(tmp_path, key, value, said):
         ("model.init_arg.norm", "unknown key model.init_arg: SegmentationTask has no"),
         ("seed_everything.x", "seed_everything is one value, without keys"),
         ("data.crop_size.x", "data.crop_size"),
+        ("model.decode_head.num_classes", "UPerNet has no 'num_classes'"),  # the data's
         ("data.seed", "data.seed follows from seed_everything; set that"),
         ("model.class_names", "model.class_names follows from the data's classes; set that"),
     ],
@@ -183,6 +191,32 @@ def test_keys_of_joint_tasks(key, said):
         checked(Arguments(argparse.Namespace(), [find_config("multitask")], [(key, "3")]))
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("model.tasks.seg.optimizer.lr", "3", "is one for all tasks: set model.optimizer"),
+        ("data.tasks.sg", "null", "there is no task sg; did you mean 'seg'?"),
+    ],
+)
+def test_what_joint_tasks_do_not_have(key, value, said):
+    with pytest.raises(UserError) as error:
+        checked(Arguments(argparse.Namespace(), [find_config("multitask")], [(key, value)]))
+    assert str(error.value).startswith("command line: ")
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("lr", "the config has no 'lr'; did you mean model.optimizer.lr?"),
+        ("epochs", "did you mean trainer.max_epochs or "),
+        ("resume", "the config has no 'resume'. It has: average, "),
+    ],
+)
+def test_short_names_of_inner_keys(tmp_path, key, said):
+    assert said in told(tmp_path, pairs=[(key, "3")])
+
+
 @pytest.mark.parametrize("key", ["model.tasks.seg", "data.tasks.seg", "model.single_task"])
 def test_joint_tasks_may_be_null(key):
     checked(Arguments(argparse.Namespace(), [find_config("multitask")], [(key, "null")]))
@@ -203,6 +237,8 @@ def test_every_shipped_config_passes():
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
+        ("data.eval_ratios", "[[0.5, 1]]", "data.eval_ratios: expected float, not '[0.5, 1"),
+        ("model.optimizer.betas", "[0.9]", "a tuple with 2 elements. Got value: [0.9] (torch.op"),
         ("data.scale", "[1,2,3]", "Expected a tuple with 2 elements. Got value: [1, 2, 3]"),
         ("model.optimizer.lr", "fast", "expected float, not 'fast'"),
         (
@@ -222,7 +258,7 @@ def test_every_shipped_config_passes():
             "model.loss: 'weight' is no key here: model.loss.class_path names no class",
         ),
         ("trainer.strategy.nothing", "1", "trainer.strategy: expected str or a class"),
-        ("trainer.devices", "many", "trainer: "),
+        ("trainer.devices", "many", "trainer.devices: "),
     ],
 )
 def test_wrong_value_by_the_parser(gmf, base, tmp_path, key, value, said):
@@ -247,7 +283,7 @@ def test_class_of_another_kind(gmf, base):
 def test_constructor_refuses_in_its_own_words(gmf, base):
     result = gmf("fit", *base, "--data.classes", "[one]")
     assert (result.code, result.out) == (2, "")
-    assert result.err.startswith("error: data.classes: 1 classes")
+    assert result.err.startswith("error: command line: data.classes: 1 classes")
     result = gmf("info", *base, "--model.backbone.depths", "[1,1]")
     assert result.code == 2
     assert "one number for each stage" in result.err
@@ -256,7 +292,7 @@ def test_constructor_refuses_in_its_own_words(gmf, base):
 def test_trainer_refuses_in_its_own_words(gmf, base):
     result = gmf("info", *base, "--trainer.accelerator", "abacus")
     assert result.code == 2
-    assert result.err.startswith("error: trainer: ")
+    assert result.err.startswith("error: trainer.accelerator: ")
     assert "abacus" in result.err
 
 

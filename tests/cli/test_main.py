@@ -80,9 +80,12 @@ def test_interrupt_is_a_failure(gmf, monkeypatch):
         (errno.ENOSPC, "runs/a/f cannot be written: No space left on device; make room there."),
         (errno.EDQUOT, "make room there, or have your quota raised."),
         (errno.EROFS, "Read-only file system; have it mounted for writing, or give another"),
+        (errno.EACCES, "runs/a/f: Permission denied; have it opened to you, or give another"),
+        (errno.ENOTDIR, "runs/a/f: Not a directory; a file is where a folder should be"),
+        (errno.ENAMETOOLONG, "runs/a/f: File name too long; give a shorter name"),
     ],
 )
-def test_a_disk_that_takes_nothing(gmf, monkeypatch, number, said):
+def test_a_path_that_the_system_refuses(gmf, monkeypatch, number, said):
     def full(verb, arguments):
         raise OSError(number, os.strerror(number), "runs/a/f")
 
@@ -99,6 +102,35 @@ def test_other_errors_of_the_system_keep_their_traceback(gmf, monkeypatch):
     monkeypatch.setattr(front, "_run", broken)
     with pytest.raises(OSError, match="Input/output error"):
         gmf("fit")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["--help"], ["fit", "--help"]])
+def test_a_reader_that_has_gone_is_no_error(words, unbuffered):
+    """As in ``--help | head``, whether Python writes at once or at its end."""
+    to_read, to_write = os.pipe()
+    os.close(to_read)
+    done = subprocess.run(
+        [sys.executable, "-m", "gmf_platform", *words],
+        stdout=to_write,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        check=False,
+    )
+    os.close(to_write)
+    assert done.stderr == b""
+
+
+def test_another_broken_pipe_keeps_its_traceback():
+    code = (
+        "from gmf_platform.cli import main as front\n"
+        "def broken(*_): raise BrokenPipeError('of a loading process')\n"
+        "front._run = broken\n"
+        "front.main(['fit'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.endswith("BrokenPipeError: of a loading process\n")
 
 
 def test_a_defect_keeps_its_traceback(gmf, monkeypatch):

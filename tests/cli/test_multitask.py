@@ -240,7 +240,7 @@ def test_the_subset_and_the_roots_are_for_the_command_line(small, call, folder, 
         ),
         (("--data.tasks.seg.root", "nowhere"), "the folder nowhere does not exist"),
         (("--data.tasks.seg.crop", "3"), "data.tasks.seg.crop: ADE20K has no 'crop'"),
-        (("--model.tasks.seg.norm", "train"), "'norm' is no key here"),
+        (("--model.tasks.seg.norm", "train"), "is one for all tasks: set model.norm"),
         (("--model.frozen_tasks", "[sky]"), "model.frozen_tasks: there is no task sky"),
     ],
 )

@@ -47,6 +47,14 @@ def test_a_bar_stands_for_the_lines_of_steps(monkeypatch, tmp_path):
     assert "step 1/2" in (tmp_path / "log.txt").read_text()
 
 
+def test_other_processes_than_the_first_say_nothing(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("RANK", "1")
+    log_to(tmp_path / "log.txt")
+    logging.getLogger("gmf_platform.anything").warning("each of a hundred processes says so")
+    assert capsys.readouterr() == ("", "")
+    assert not (tmp_path / "log.txt").exists()
+
+
 def test_a_pipe_that_was_closed_does_not_end_the_run(monkeypatch):
     class Closed(io.StringIO):
         def write(self, text):

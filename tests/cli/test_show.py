@@ -50,6 +50,15 @@ def test_sheet_of_a_run(scored, gmf):
     assert (sheet[:320, :960] != alone[:320, :960]).any()
 
 
+def test_of_several_tables_the_newest(scored, gmf, tmp_path):
+    run = shutil.copytree(scored, tmp_path / "run")
+    older = run / "validate_per_sample.csv"
+    newest = shutil.copyfile(older, run / "test_per_sample.csv")
+    result = gmf("show", run, "--worst", 1)
+    assert result.code == 0, result.err
+    assert result.out.splitlines()[-2:] == [f"scores       {newest}", f"others       {older}"]
+
+
 def test_own_sheet_is_not_overwritten(scored, gmf, tmp_path):
     words = ("show", scored, "--worst", 1, "--sheet", "mine.png")
     assert gmf(*words).code == 0

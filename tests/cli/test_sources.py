@@ -40,6 +40,19 @@ def test_entries_have_places(read, tmp_path):
     assert sources.place("data.nothing") == ""
 
 
+def test_errors_that_begin_with_a_key_get_its_place(read, tmp_path):
+    sources = read("data: {init_args: {size: 0}}")
+    for said, placed in (
+        ("data.size: is nothing", f"{tmp_path / 'a.yaml'}:1: data.size: is nothing"),
+        ("data.size 0 is nothing", f"{tmp_path / 'a.yaml'}:1: data.size 0 is nothing"),
+        ("data.root: is not set", "data.root: is not set"),
+        ("/data.size: no such file", "/data.size: no such file"),
+    ):
+        with pytest.raises(UserError) as error, sources.placing():
+            raise UserError(said)
+        assert str(error.value) == placed
+
+
 def test_later_wins(read):
     first, second = "data: {init_args: {root: a, size: 1}}", "data: {root: b}"
     sources = read(first, second)

@@ -54,6 +54,13 @@ def test_schedule(rows, base):
     )
 
 
+def test_a_run_that_ends_while_it_warms_up(rows, base):
+    title = "model.schedule.warmup_steps"
+    assert title not in rows(*base, *CPU)
+    (said,) = rows(*base, *CPU, "--model.schedule.warmup_steps", "6")[title]
+    assert said == "is 6: the run ends before its learning rate is reached"
+
+
 def test_a_model_that_cannot_be_counted(rows, base, monkeypatch):
     def fails(*_, **__):
         raise NotImplementedError("it looks at values")

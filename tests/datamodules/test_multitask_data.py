@@ -133,6 +133,18 @@ def test_a_batch_that_ranks_cannot_share():
         joined().plan(3)
 
 
+def test_what_a_task_is_refused_for_is_under_its_keys(monkeypatch):
+    def refused(self, split, *, training):
+        raise UserError("data.crop_size must be positive, not 0")
+
+    monkeypatch.setattr(Numbers, "dataset", refused)
+    for ask in (MultiTask.describe, lambda data: data.sizes):
+        with pytest.raises(UserError, match=r"^data\.tasks\.a\.crop_size must be positive"):
+            ask(joined())
+    with pytest.raises(UserError, match=r"data\.num_workers: expected 0 or more, not -1"):
+        joined(num_workers=-1).setup("fit")
+
+
 def test_workers_are_shared():
     tasks = {
         "a": Numbers(10, global_batch_size=4),

@@ -104,7 +104,7 @@ def test_plan_that_does_not_divide_names_divisors():
 
 @pytest.mark.parametrize(("global_size", "per_device"), [(0, None), (-8, None), (8, 0), (8, -2)])
 def test_plan_of_nothing_is_refused(global_size, per_device):
-    with pytest.raises(UserError, match="positive"):
+    with pytest.raises(UserError, match="batch_size: expected 1 or more, not"):
         plan_batches(global_size, 1, per_device)
 
 

@@ -275,6 +275,19 @@ def test_scales_that_nothing_would_use_are_refused(model, sample_ade20k):
         SlidingWindow().labels(model, batch)
 
 
+def test_losses_come_with_the_labels(model):
+    image, truth = picture(140, 203), torch.randint(0, K, (140, 203), dtype=torch.uint8)
+    batch = batch_of(image, (140, 203)) | {"masks": [truth]}
+    logits = whole(model, batch["images"][0])
+    (labels,), (loss,) = WholeImage().scored(model, batch)
+    assert torch.equal(labels, WholeImage().labels(model, batch)[0])
+    assert loss.item() == pytest.approx(
+        F.cross_entropy(logits, truth[None].long()).item(), rel=0.05
+    )
+    labels, losses = evaluation.TestTimeAugmentation().scored(model, batch)
+    assert (len(labels), losses) == (1, ())
+
+
 # In the task
 
 

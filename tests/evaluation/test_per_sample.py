@@ -35,12 +35,18 @@ def test_segmentation():
     truth = torch.tensor([[0, 0, 1, 1], [0, 0, 255, 255]])
     guess = torch.tensor([[0, 0, 0, 1], [0, 0, 2, 2]])
     # cat 4 of 5 pixels, dog 1 of 2; hen is only where nothing counts.
-    assert segmentation_row(guess, truth, NAMES) == {
+    assert segmentation_row(guess, truth, NAMES, loss=0.25) == {
         "iou": pytest.approx((4 / 5 + 1 / 2) / 2),
         "accuracy": pytest.approx(5 / 6),
         "worst_class": "dog",
         "worst_iou": pytest.approx(1 / 2),
+        "loss": pytest.approx(0.25),
     }
+
+
+def test_of_equally_bad_classes_the_largest_is_the_worst():
+    truth = torch.tensor([[1, 2, 2, 0]])
+    assert segmentation_row(torch.zeros(1, 4), truth, NAMES)["worst_class"] == "hen"
 
 
 def test_nothing_to_score():

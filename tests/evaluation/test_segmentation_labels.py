@@ -63,3 +63,24 @@ def test_reduced_precision_is_resized_in_float32():
     logits = make_logits().bfloat16()
     case = CASES["padded"]
     assert torch.equal(labels(logits, case).long(), in_two_steps(logits.float(), *case))
+
+
+def test_sampled_loss_of_as_many_points_is_the_loss():
+    logits, truth = make_logits(size=(128, 128)), torch.randint(0, 7, (128, 128), dtype=torch.uint8)
+    truth[:, :40] = 255
+    view = segmentation.View(logits, (128, 128), (128, 128))
+    expected = F.cross_entropy(logits[None], truth[None].long(), ignore_index=255)
+    torch.testing.assert_close(segmentation.sampled_loss(view, truth), expected)
+
+
+def test_sampled_loss_sees_the_image_and_no_padding():
+    """Left half of one class, right half of another, in an image of another size than the input."""
+    logits = torch.zeros(2, 16, 24)
+    logits[0, :, :6], logits[1, :, 6:12], logits[:, :, 12:] = 5.0, 5.0, torch.nan
+    logits[:, 8:] = torch.nan
+    truth = torch.zeros(90, 120, dtype=torch.uint8)
+    truth[:, 60:] = 1
+    view = segmentation.View(logits, (64, 96), (32, 48))
+    expected = F.cross_entropy(torch.tensor([[5.0, 0.0]]), torch.tensor([0]))
+    torch.testing.assert_close(segmentation.sampled_loss(view, truth), expected)
+    assert segmentation.sampled_loss(view, torch.full_like(truth, 255)).isnan()

@@ -108,6 +108,8 @@ class GroupMixFormer(nn.Module):
                 f"{dims}, depths={depths}, mlp_ratios={ratios}. Give one number for each stage."
             )
         max_drop = layout.drop_path if drop_path is None else drop_path
+        if not 0 <= max_drop < 1:
+            raise UserError(f"GroupMixFormer: drop_path {max_drop} is no chance from 0 to below 1")
 
         self.channels = dims
         self.conv_stem = ConvStem(dims[0])

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from gmf_platform.errors import UserError
 from gmf_platform.models.heads.blocks import ConvNormAct, PixelClassifier
 
 __all__ = ["FCNHead"]
@@ -21,6 +22,9 @@ class FCNHead(PixelClassifier):
         channels: Channels inside the head.
         num_convs: Number of 3x3 convolutions, at least 1.
         dropout: Chance to drop a channel before the last convolution.
+
+    Raises:
+        UserError: There is no map of this index.
     """
 
     def __init__(
@@ -34,6 +38,9 @@ class FCNHead(PixelClassifier):
         dropout: float = 0.1,
     ) -> None:
         super().__init__(channels, num_classes, dropout)
+        last = len(in_channels) - 1
+        if index not in range(-last - 1, last + 1):
+            raise UserError(f"FCNHead: index {index} is none of the backbone's maps, 0 to {last}")
         self.index = index
         inputs = [in_channels[index]] + [channels] * (num_convs - 1)
         self.convs = nn.Sequential(*(ConvNormAct(n, channels, 3) for n in inputs))
