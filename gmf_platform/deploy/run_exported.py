@@ -140,16 +140,21 @@ def _draw_objects(image: Image.Image, objects: list[dict[str, Any]], model: Mode
     return image
 
 
+def _targets(path: Path, output: Path) -> tuple[Path, Path]:
+    """Where the labels and the picture of an image go."""
+    return output / f"{path.stem}.png", output / f"{path.stem}_overlay.jpg"
+
+
 def _write(path: Path, result: dict[str, Any], output: Path, model: Model) -> None:
     """Write pictures of a result, and in the place of labels put what is to be printed."""
     with Image.open(path) as file:
         image = ImageOps.exif_transpose(file).convert("RGB")
-    picture = output / f"{path.stem}_overlay.jpg"
+    plain, picture = _targets(path, output)
     if "labels" in result:
         labels = result.pop("labels")
         whole = Image.fromarray(labels)
         whole.putpalette(model.colours.tobytes())
-        whole.save(output / f"{path.stem}.png")
+        whole.save(plain)
         Image.blend(image, whole.convert("RGB"), 0.55).save(picture)
         counts = np.bincount(labels.ravel()) / labels.size
         named = zip(model.class_names, counts, strict=False)
@@ -164,10 +169,18 @@ def main() -> None:
     parser.add_argument("images", nargs="+", type=Path)
     parser.add_argument("--model", type=Path, default=Path(__file__).with_name("model.onnx"))
     parser.add_argument("--output", type=Path, default=Path("out"), help="folder for pictures")
+    parser.add_argument("--min-score", type=float, help="of objects (default: as exported)")
     options = parser.parse_args()
     if len({path.stem for path in options.images}) < len(options.images):
         parser.error("two images have the same name, so that one would replace the other's picture")
+    sources = {path.resolve() for path in options.images}
+    written = (target for path in options.images for target in _targets(path, options.output))
+    for target in written:
+        if target.resolve() in sources:
+            parser.error(f"{target} is one of the images: name another folder with --output")
     model = Model(options.model)
+    if options.min_score is not None:
+        model.min_score = options.min_score
     options.output.mkdir(parents=True, exist_ok=True)
     for path in options.images:
         try:

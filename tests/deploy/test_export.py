@@ -10,7 +10,7 @@ from gmf_platform.deploy import export
 from gmf_platform.deploy.agreement import Disagreement
 from gmf_platform.deploy.export import _refuse_nothing, exported, traced
 from gmf_platform.deploy.graphs import Graph, graph_of
-from gmf_platform.deploy.run_exported import Model
+from gmf_platform.deploy.run_exported import Model, main
 from gmf_platform.errors import UserError
 
 SIZES = [(97, 130), (64, 64), (128, 160), (200, 301)]
@@ -101,6 +101,19 @@ def test_what_cannot_be_traced():
 
     with pytest.raises(UserError, match=r"torch.export cannot trace this model: "):
         traced(Undecided())
+
+
+def test_the_script_spares_its_images(tmp_path, monkeypatch, capsys):
+    """It would write labels as NAME.png."""
+    photo = tmp_path / "a.png"
+    coarse(64, 64).save(photo)
+    before = photo.read_bytes()
+    words = ["run.py", str(photo), "--output", str(tmp_path), "--model", "none.onnx"]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit):
+        main()
+    assert "a.png is one of the images: name another folder" in capsys.readouterr().err
+    assert photo.read_bytes() == before
 
 
 def test_the_script_resizes_as_the_evaluation_does(save):

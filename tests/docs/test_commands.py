@@ -28,6 +28,7 @@ def samples(sample_ade20k, sample_coco, sample_imagenet, tmp_path_factory):
     return {
         "ADEChallengeData2016": sample_ade20k,
         "coco": sample_coco,
+        "bccd": sample_coco,
         "imagenet": sample_imagenet,
         "imagenette": sample_imagenet,
         "camvid": camvid,
