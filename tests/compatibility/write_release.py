@@ -45,7 +45,7 @@ SINGLE = {
     "det_coco_mask_rcnn": ("coco", {"head": {"channels": 8, "width": 8} | ALL}),
     "det_coco_cascade_mask_rcnn": ("coco", {"head": {"channels": 8, "width": 8} | ALL}),
     "seg_ade20k": ("ade20k", {"decode_head": SEG, "auxiliary_head": SEG}),
-    "seg_ade20k_semantic_fpn": ("ade20k", {"decode_head": SEG}),
+    "seg_ade20k_semantic_fpn": ("ade20k", {"decode_head": SEG | {"fpn_channels": 8}}),
 }
 """Shipped configs, each with its data and what is small about its model."""
 JOINT = {
