@@ -20,6 +20,9 @@ __all__ = ["find_images", "run"]
 LEGEND = "classes.json"
 """What every prediction leaves in its folder (deploy/writers/base.py)."""
 
+_NAMED = 5
+"""Files that are no images, at most so many by name."""
+
 
 def run(verb: str, argv: Sequence[str]) -> int:
     """Run the verb; see ``predict --help``."""
@@ -40,6 +43,7 @@ def run(verb: str, argv: Sequence[str]) -> int:
             "with --overwrite"
         )
     images = find_images(arguments.options.images)
+    _check_headers(images)
     checkpoint = check_weights(arguments, checked(arguments))
 
     from gmf_platform.callbacks import Bar, Progress, Throughput
@@ -97,6 +101,25 @@ def _writer_of(task: "BaseTask", facts: Mapping[str, Any]) -> Callable[..., Any]
         case SegmentationTask():
             return writers.SegmentationWriter
     raise UserError(f"model.class_path: nothing here writes what {type(task).__name__} predicts")
+
+
+def _check_headers(images: Iterable[Path]) -> None:
+    """Refuse what is no image before the model is loaded and thousands are predicted.
+
+    Raises:
+        UserError: naming such files.
+    """
+    from datamodules.images import DataError, image_size
+
+    problems = []
+    for path in images:
+        try:
+            image_size(path)
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        more = len(problems) - _NAMED
+        raise UserError("\n".join([*problems[:_NAMED], *([f"(and {more} more)"] * (more > 0))]))
 
 
 def _check_files(

@@ -1,7 +1,7 @@
 """What several tasks say of the same images, each in a folder of its own."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
