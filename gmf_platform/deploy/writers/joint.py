@@ -26,7 +26,7 @@ class JointWriter(BasePredictionWriter):
         class_names: ``TASK/CLASS``.
     """
 
-    what = "a folder of each task"
+    what = "folders of the tasks"
 
     def __init__(
         self,
