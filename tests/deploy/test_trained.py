@@ -197,6 +197,12 @@ def test_wrong_images(save, image, said):
         model.predict([image])
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_no_such_device(save, device):
+    with pytest.raises(UserError, match=f"^device {device}: "):
+        gmf_platform.load(save("classification")[1], device=device)
+
+
 def test_importing_the_package_imports_nothing_slow():
     code = "import sys, gmf_platform; print({'torch', 'numpy', 'lightning'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
