@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RELEASES = ROOT / "tests" / "fixtures" / "releases"
 sys.path.append(str(ROOT / "docs" / "_site"))
 
-CLS, DET, SEG = {}, {"channels": 8, "num_convs": 1}, {"channels": 8}
+DET, SEG = {"channels": 8, "num_convs": 1}, {"channels": 8}
 ALL = {"selection": {"min_score": 0.001}}  # an untrained head is sure of nothing
 SETS = {
     "imagenet": {"root": "data/imagenet", "global_batch_size": 4, "image_size": 64},
@@ -119,7 +119,7 @@ def write(folder):
     """Fill the folder of a release."""
     for name in SETS:
         write_sample(name, Path("data", name), train=12, val=6, size=96, seed=0)
-    picture = sorted(Path("data/ade20k/images/validation").iterdir())[0]
+    picture = min(Path("data/ade20k/images/validation").iterdir())
     shutil.copy(picture, folder / picture.with_stem("picture").name)
     expected = {}
     for config, (data, model) in SINGLE.items():
