@@ -53,7 +53,7 @@ class BaseDataModule(LightningDataModule):
         global_batch_size: samples per optimiser step, over all devices and accumulation.
         per_device_batch_size: the most samples a device takes at once; None: its whole share.
             Fewer than its share are made up by gradient accumulation.
-        eval_batch_size: images per batch in validation and test. Padding to a batch mate's size
+        eval_batch_size: images per batch in evaluation and prediction. Padding to a batch mate's size
             changes features a little, so 1 gives the reference number.
         test_split: what ``test`` scores: ``validation``, ``training``, or another folder of the
             set that has targets.
