@@ -53,8 +53,8 @@ class BaseDataModule(LightningDataModule):
         global_batch_size: samples per optimiser step, over all devices and accumulation.
         per_device_batch_size: the most samples a device takes at once; None: its whole share.
             Fewer than its share are made up by gradient accumulation.
-        eval_batch_size: images per batch in evaluation and prediction. Padding to a batch mate's size
-            changes features a little, so 1 gives the reference number.
+        eval_batch_size: images per batch in evaluation and prediction. Padding to a batch mate's
+            size changes features a little, so 1 gives the reference number.
         test_split: what ``test`` scores: ``validation``, ``training``, or another folder of the
             set that has targets.
         num_workers: loading processes per device; None: one per CPU, at most 8.
