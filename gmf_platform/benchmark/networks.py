@@ -30,7 +30,7 @@ def build_network(name: str, variant: Variant, *, size: int) -> nn.Module:
     """A network in which nothing is dropped at random.
 
     Args:
-        name: ``ours``; ``birder``, its GroupMixFormer; ``timm:NAME``; ``official:FILE``, the
+        name: ``ours``; ``checkpointing``, ours with it; ``birder``, its GroupMixFormer; ``timm:NAME``; ``official:FILE``, the
             authors' models/groupmixformer.py.
         variant: of GroupMixFormer, wherever it comes from.
         size: height and width of the images, in pixels.
@@ -42,6 +42,8 @@ def build_network(name: str, variant: Variant, *, size: int) -> nn.Module:
     match kind:
         case "ours":
             return GroupMixFormer(variant, drop_path=0.0)
+        case "checkpointing":
+            return GroupMixFormer(variant, drop_path=0.0, checkpointing=True)
         case "birder":
             return _from_birder(variant)
         case "timm" if what:
@@ -49,8 +51,8 @@ def build_network(name: str, variant: Variant, *, size: int) -> nn.Module:
         case "official" if what:
             return _from_authors(Path(what), variant)
     raise UserError(
-        f"--against {name}: birder, timm:NAME (timm:swin_tiny_patch4_window7_224) or "
-        "official:FILE (the authors' models/groupmixformer.py)"
+        f"--against {name}: checkpointing, birder, timm:NAME (timm:swin_tiny_patch4_window7_224) "
+        "or official:FILE (the authors' models/groupmixformer.py)"
     )
 
 

@@ -88,7 +88,8 @@ def _parser(verb: str) -> PlainParser:
         type=_list_of(None),
         default=[],
         metavar="NAME[,NAME]",
-        help="birder, timm:NAME, official:FILE (the authors' models/groupmixformer.py)",
+        help="checkpointing (ours with it), birder, timm:NAME, official:FILE (the authors' "
+        "models/groupmixformer.py)",
     )
     for name, known, default in (
         ("--mode", _MODES, "train,infer"),

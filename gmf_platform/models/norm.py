@@ -112,7 +112,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         weight, bias = self._affine()
         if fixed:
             y = F.batch_norm(x, mean, var, weight, bias, eps=self.eps)
-            return F.hardswish(y) if hardswish else y
+            return F.hardswish(y, inplace=not torch.is_grad_enabled()) if hardswish else y
         if self.synchronises:
             statistics = statistics or statistics_of_all_ranks([x])[0]
             self._track(*statistics)

@@ -4,8 +4,9 @@ Each function computes what its plain PyTorch form does, and says where it depar
 
 - In float32 and bfloat16 on a CPU, products go to oneDNN. PyTorch hands those of float32 to MKL,
   which reaches half of oneDNN's speed on AMD's processors.
-- Gradients of depthwise kernels wider than 3 are taken 3 x 3 values at a time on a CPU: for wider
-  ones oneDNN falls back on code that is up to 20 times slower.
+- Gradients of depthwise convolutions with strides, or with kernels wider than 3, are taken from
+  those of 3 x 3 kernels without strides on a CPU: for others oneDNN falls back on code that is up
+  to 20 times slower.
 - What is cheap to compute again is not kept for the backward pass.
 
 Under ``torch.compile`` the plain forms are used, which the compiler fuses by itself.
@@ -45,6 +46,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if torch.compiler.is_compiling() or x.device.type != "cpu":
         return F.linear(x, weight, bias)
+    if not torch.is_grad_enabled():
+        return product(x, weight, bias)
     result: Tensor = _Linear.apply(*_as_autocast(x, weight, bias))
     return result
 
@@ -82,9 +85,10 @@ def depthwise(x: Tensor, kernel: Tensor, bias: Tensor | None = None, stride: int
     Returns:
         Tokens (B, ceil(H / stride), ceil(W / stride), C).
     """
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or stride > 1:
+    plain = torch.compiler.is_compiling() or x.device.type != "cpu"
+    if plain or not torch.is_grad_enabled():
         return _convolve(x, kernel, bias, stride)
-    result: Tensor = _Depthwise.apply(*_as_autocast(x, kernel, bias))
+    result: Tensor = _Depthwise.apply(*_as_autocast(x, kernel, bias), stride)
     return result
 
 
@@ -132,11 +136,13 @@ def _kernel_gradient_by_parts(x: Tensor, side: int, grad: Tensor) -> Tensor:
     return gradient.reshape(channels, 1, 3 * parts, 3 * parts)[:, :, :side, :side]
 
 
-def _native_kernel_gradient(x: Tensor, kernel: Tensor, grad: Tensor, padding: int) -> Tensor:
-    """The gradient of the kernel (C, 1, k, k), whose values do not matter."""
+def _native_kernel_gradient(
+    x: Tensor, kernel: Tensor, grad: Tensor, padding: int, groups: int | None = None
+) -> Tensor:
+    """The gradient of a kernel, depthwise if no groups are given; its values do not matter."""
     gradients = torch.ops.aten.convolution_backward(
         *(_image(grad), _image(x), kernel, None),
-        *([1, 1], [padding, padding], [1, 1], False, [0, 0], len(kernel)),
+        *([1, 1], [padding, padding], [1, 1], False, [0, 0], groups or len(kernel)),
         [False, True, False],
     )
     return gradients[1]
@@ -144,16 +150,20 @@ def _native_kernel_gradient(x: Tensor, kernel: Tensor, grad: Tensor, padding: in
 
 class _Depthwise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, kernel: Tensor, bias: Tensor | None, stride: int) -> Tensor:
         ctx.save_for_backward(x, kernel)
-        return _convolve(x, kernel, bias)
+        ctx.stride = stride
+        return _convolve(x, kernel, bias, stride)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, kernel = ctx.saved_tensors
         grad_bias = grad.sum((0, 1, 2)) if ctx.needs_input_grad[2] else None
-        return *depthwise_gradients(x, kernel, grad), grad_bias
+        if ctx.stride > 1:  # as of all tokens, of which some gave nothing
+            some, grad = grad, torch.zeros_like(x)
+            grad[:, :: ctx.stride, :: ctx.stride] = some
+        return *depthwise_gradients(x, kernel, grad), grad_bias, None
 
 
 class _Linear(torch.autograd.Function):
@@ -203,8 +213,7 @@ def product(
         Tokens (..., outputs).
     """
     x, weight, bias = _as_autocast(x, weight, bias)
-    # oneDNN refuses tensors without elements.
-    if x.device.type == "cpu" and x.dtype in _onednn_dtypes() and x.numel():
+    if _takes_onednn(x):
         # What torch.compile calls for linear layers on CPUs.
         algorithm = "none"  # the GELU by the error function
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, epilogue, [], algorithm)
@@ -221,11 +230,24 @@ def product(
 def _product_gradients(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias of a linear layer."""
     grad = grad.contiguous()
-    grad_x, inputs, rows = product(grad, weight.t()), x.flatten(0, -2), grad.flatten(0, -2)
-    # oneDNN is up to twice as fast with the narrower matrix first.
-    if len(weight) > weight.shape[1]:
-        return grad_x, product(inputs.t(), rows.t()).t(), rows.sum(0)
-    return grad_x, product(rows.t(), inputs.t()), rows.sum(0)
+    rows = grad.flatten(0, -2)
+    grad_x, grad_bias = product(grad, weight.t()), rows.sum(0)
+    if not _takes_onednn(x):
+        return grad_x, rows.t() @ x.flatten(0, -2), grad_bias
+    # As of a pointwise convolution: oneDNN's products want one of the matrices turned round first.
+    pointwise = weight[:, :, None, None]
+    grad_weight = _native_kernel_gradient(_maps(x), pointwise, _maps(grad), padding=0, groups=1)
+    return grad_x, grad_weight.flatten(1), grad_bias
+
+
+def _maps(x: Tensor) -> Tensor:
+    """Tokens (..., C), of any number of dimensions, as (B, H, W, C)."""
+    return x.flatten(0, -4) if x.ndim > 3 else x.reshape(1, 1, -1, x.shape[-1])
+
+
+def _takes_onednn(x: Tensor) -> bool:
+    """Whether oneDNN multiplies it on this machine; it refuses tensors without elements."""
+    return x.device.type == "cpu" and x.dtype in _onednn_dtypes() and x.numel() > 0
 
 
 @cache

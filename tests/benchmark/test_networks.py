@@ -6,8 +6,10 @@ import torch
 from gmf_platform.benchmark.networks import build_network, feature_maps
 from gmf_platform.errors import UserError
 
+NAMES = ["ours", "checkpointing", "timm:resnet18", "timm:swin_tiny_patch4_window7_224"]
 
-@pytest.mark.parametrize("name", ["ours", "timm:resnet18", "timm:swin_tiny_patch4_window7_224"])
+
+@pytest.mark.parametrize("name", NAMES)
 def test_feature_maps(name):
     network = build_network(name, "mobile", size=96).eval()
     with torch.inference_mode():

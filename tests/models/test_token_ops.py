@@ -60,6 +60,8 @@ CASES = [
     *(depthwise_case(side) for side in (1, 3, 5, 7, 9)),
     *(depthwise_case(side, size=(2, 3)) for side in (5, 7)),
     depthwise_case(3, stride=2),
+    depthwise_case(5, stride=2, size=(8, 9)),
+    depthwise_case(3, stride=3),
     depthwise_case(7, channels=16, size=(11, 9)),
     pytest.param(masked(attended), masked(plain_attention), [(3, 2, 3, 5, 6)], id="attention"),
     *(

@@ -29,7 +29,7 @@ def attend(qkv: Tensor, mask: Tensor, kernel: Tensor | None, bias: Tensor | None
     if kernel is not None and bias is not None:
         kernel, bias = kernel.to(qkv.dtype), bias.to(qkv.dtype)
     mask = mask.to(qkv.dtype)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return _attend(qkv, mask, kernel, bias)
     result: Tensor = _Attend.apply(qkv, mask, kernel, bias)
     return result
