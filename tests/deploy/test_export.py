@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import gmf_platform
 from gmf_platform.deploy import export, run_exported
@@ -12,6 +13,8 @@ from gmf_platform.deploy.export import _refuse_nothing, exported, traced
 from gmf_platform.deploy.graphs import Graph, graph_of
 from gmf_platform.deploy.run_exported import Model, main
 from gmf_platform.errors import UserError
+from gmf_platform.models.backbones import TimmBackbone
+from gmf_platform.tasks import ClassificationTask
 
 SIZES = [(97, 130), (64, 64), (128, 160), (200, 301)]
 
@@ -62,6 +65,24 @@ def test_files_agree_at_any_size(save, tmp_path, kind):
                 alike = np.array(ours.names) == x["name"]
                 gaps = np.abs(np.clip(x["box"], 0, size[::-1] * 2) - ours.boxes[alike])
                 assert gaps.max(axis=1, initial=0).min(initial=9) < 0.1
+
+
+def test_a_network_of_timm_at_any_size(tmp_path):
+    """Its maps are cut, by a division that ONNX must make alike."""
+    torch.manual_seed(0)
+    task = ClassificationTask([*"abc"], backbone=TimmBackbone("resnet18")).eval()
+    nn.init.normal_(task.model.head.head.weight)
+    graph = graph_of(task.model)
+    file = exported(
+        traced(graph),
+        "onnx",
+        tmp_path,
+        graph=graph,
+        model=task.model.requires_grad_(False),
+        about={"min_score": 0.3},
+        images=[torch.from_numpy(np.array(coarse(*size)))[None] for size in SIZES],
+    )
+    assert file.difference < 1e-4
 
 
 @pytest.mark.parametrize("error", [0.0, 0.01])
