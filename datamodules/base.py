@@ -53,8 +53,8 @@ class BaseDataModule(LightningDataModule):
         global_batch_size: samples per optimiser step, over all devices and accumulation.
         per_device_batch_size: the most samples a device takes at once; None: its whole share.
             Fewer than its share are made up by gradient accumulation.
-        eval_batch_size: images per batch in validation and test. Padding to a batch mate's size
-            changes features a little, so 1 gives the reference number.
+        eval_batch_size: images per batch in evaluation and prediction. Padding to a batch mate's
+            size changes features a little, so 1 gives the reference number.
         test_split: what ``test`` scores: ``validation``, ``training``, or another folder of the
             set that has targets.
         num_workers: loading processes per device; None: one per CPU, at most 8.
@@ -236,14 +236,18 @@ class BaseDataModule(LightningDataModule):
     def predict_groups(self, sources: Sequence[ImageSource]) -> list[list[int]]:
         """Which images share a batch of prediction, at most ``eval_batch_size``.
 
-        Only images of one size do: padding to a batch mate's would change features.
+        Only those of one `predicted_size` do: padding to a batch mate's would change features.
         """
         if self.eval_batch_size == 1:
             return [[i] for i in range(len(sources))]
         alike: dict[tuple[int, int], list[int]] = {}
         for i, source in enumerate(sources):
-            alike.setdefault(source_size(source), []).append(i)
+            alike.setdefault(self.predicted_size(*source_size(source)), []).append(i)
         return [part for group in alike.values() for part in _parts(group, self.eval_batch_size)]
+
+    def predicted_size(self, height: int, width: int) -> tuple[int, int]:
+        """A size that images have in common if they can share a batch; by default their own."""
+        return height, width
 
     def image_names(self, split: str) -> list[str]:
         """What each evaluation sample's image is called.

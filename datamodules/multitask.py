@@ -57,6 +57,8 @@ class MultiTask(BaseDataModule):
         joint_scores: `validate` and `test` score each task a second time, at the joint size.
         turns: one task a step, and how it is chosen (gmf_platform.distributed.turns); None: every
             step is of all tasks.
+        eval_batch_size: images that `predict` takes at once, of one joint size; in validation and
+            test each task has its own.
         num_workers: loading processes per device that tasks without a number of their own share;
             None: one per CPU, at most 8.
         seed: of order, augmentation and turns.
@@ -65,6 +67,8 @@ class MultiTask(BaseDataModule):
         UserError: there are no tasks.
     """
 
+    smaller_evaluation = "smaller images: --data.joint_size"
+
     def __init__(
         self,
         tasks: dict[str, BaseDataModule],
@@ -72,6 +76,7 @@ class MultiTask(BaseDataModule):
         joint_size: tuple[int, int] = (1333, 800),
         joint_scores: bool = True,
         turns: Turns | None = None,
+        eval_batch_size: int = 1,
         num_workers: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -79,7 +84,13 @@ class MultiTask(BaseDataModule):
             raise UserError("data.tasks is empty: name a datamodule for each of model.tasks")
         self.tasks, self.turns = tasks, turns
         self.joint_size, self.joint_scores = CommonSize(*joint_size), joint_scores
-        super().__init__("", global_batch_size=0, num_workers=num_workers, seed=seed)
+        super().__init__(
+            "",
+            global_batch_size=0,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            seed=seed,
+        )
         workers = default_workers() if num_workers is None else num_workers
         for name, data in tasks.items():
             data.seed, data.part = seed, name
@@ -143,6 +154,10 @@ class MultiTask(BaseDataModule):
     def predict_dataset(self, sources: Sequence[ImageSource]) -> JointImages:
         """Images at the joint size."""
         return JointImages(sources, self.joint_size)
+
+    def predicted_size(self, height: int, width: int) -> tuple[int, int]:
+        """The joint one: nothing is padded."""
+        return self.joint_size.size(height, width)
 
     def collate(self, samples: list[Any], *, training: bool) -> dict[str, Any]:
         """Join samples of `predict_dataset`."""

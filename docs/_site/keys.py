@@ -41,7 +41,7 @@ Classes [of your own](../tutorials/own_code.md) stand in the same places.
 | `model` | the task and what it is made of, below |
 | `data` | the data set and its transforms, below |
 | `trainer` | [Lightning's Trainer](https://lightning.ai/docs/pytorch/stable/common/trainer.html#trainer-class-api); a step is an optimiser step |
-| `checkpoint`, `guard`, `watchdog`, `throughput`, `pictures`, `average` | the callbacks that each run has, below |
+| CALLBACKS | the callbacks that each run has, below |
 """
 
 _TASKS = "gmf_platform.tasks"
@@ -161,7 +161,8 @@ SECTIONS = (
 
 def keys_page() -> str:
     """The page's markdown."""
-    return "\n".join([_HEAD, *(line for section in SECTIONS for line in _section(section))]) + "\n"
+    head = _HEAD.replace("CALLBACKS", ", ".join(f"`{key}`" for key in CALLBACKS))
+    return "\n".join([head, *(line for section in SECTIONS for line in _section(section))]) + "\n"
 
 
 def _section(section: Section) -> Iterator[str]:

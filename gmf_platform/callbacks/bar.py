@@ -63,7 +63,7 @@ class _Display(Progress):
 
 
 class Bar(Callback):
-    """Shows how far training and evaluation are, with the figures of the last report.
+    """Shows how far training, evaluation and prediction are, with the figures of the last report.
 
     Below the bars are loss, score of the last validation, learning rate, speed, share of the time
     that data was waited for, and memory. Lines that are logged meanwhile go above them.
@@ -117,6 +117,10 @@ class Bar(Callback):
     def on_test_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Go on."""
         self._advance(trainer, "test", _number(args) + 1, _sum(trainer.num_test_batches))
+
+    def on_predict_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Go on."""
+        self._advance(trainer, "predict", _number(args) + 1, _sum(trainer.num_predict_batches))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the bars as they are."""

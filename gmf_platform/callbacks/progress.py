@@ -52,6 +52,14 @@ class Progress(Callback):
             left,
         )
 
+    def on_predict_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Report every ``log_every_n_steps`` batches."""
+        done = args[3] + 1  # of what Lightning says behind the trainer
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if done % every == 0 and trainer.is_global_zero:
+            total = sum(trainer.num_predict_batches)
+            logging.getLogger(STEPS).info("predict  batch %d/%d", done, total)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report a run's scores, or those that the task has in front."""
         in_run = trainer.global_step > 0  # the last one may be made up for after the training loop

@@ -25,6 +25,8 @@ __all__ = ["run"]
 _IMAGES = 4
 """So many of the validation images are compared, where none are named."""
 
+_WRITTEN = ("model.onnx", "model.pt2", "run.py", "README.md")
+
 
 def run(verb: str, argv: Sequence[str]) -> int:
     """Run the verb; see ``export --help``."""
@@ -51,6 +53,9 @@ def run(verb: str, argv: Sequence[str]) -> int:
             _export(model, graphs[name], images[name], files / name, options)
             for name, model in models.items()
         ]
+        for name in models:
+            for old in _WRITTEN:  # of an export before, which may have had other formats
+                (folder / name / old).unlink(missing_ok=True)
         shutil.copytree(files, folder, dirs_exist_ok=True)
     for name, lines in zip(models, said, strict=True):
         print(f"{folder / name}:", *lines, sep="\n  ")

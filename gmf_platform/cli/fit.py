@@ -6,7 +6,7 @@ import re
 import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -185,12 +185,22 @@ def _resume_from(folder: RunDirectory, experiment: Any) -> Path | None:
         return None  # a start that came to nothing has nothing to protect
     differences = config_differences(experiment.yaml, folder.config.read_text())
     if differences:
+        with suppress(UserError):  # a key is gone, and the difference says which
+            differences = config_differences(experiment.yaml, _completed(folder.config))
+    if differences:
         shown = "\n".join(f"  {line}" for line in differences[:20])
         raise UserError(
             f"{folder.path} holds a run of another config:\n{shown}\n"
             "give this one its own --name, or set that one aside with --fresh"
         )
     return _newest_whole(folder)
+
+
+def _completed(config: Path) -> str:
+    """A run's config with the defaults of keys that came after the release that began it."""
+    from gmf_platform.cli.experiment import Experiment
+
+    return Experiment(Arguments(Namespace(), [config], [])).yaml
 
 
 def _newest_whole(folder: RunDirectory) -> Path:

@@ -101,10 +101,10 @@ def _worker_advice(experiment: Experiment, said: str) -> str:
 def _memory_advice(experiment: Experiment, said: str) -> str:
     trainer, data = experiment.trainer, experiment.datamodule
     plans = data.plans(trainer.world_size)
-    if "" not in plans:
+    if "" not in plans and trainer.state.fn != "predict":
         return _joint_memory_advice(plans, said)
     if trainer.state.fn != "fit":
-        count = 1 if trainer.state.fn == "predict" else data.eval_batch_size
+        count = data.eval_batch_size
         fewer = [f"fewer at once: --data.eval_batch_size {count // 2}"] if count > 1 else []
         last = "on the CPU: --trainer.accelerator cpu"
         advice = [*fewer, data.smaller_evaluation, last]

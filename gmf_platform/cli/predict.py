@@ -1,6 +1,6 @@
 """predict: write predictions for image files."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,9 @@ __all__ = ["find_images", "run"]
 
 LEGEND = "classes.json"
 """What every prediction leaves in its folder (deploy/writers/base.py)."""
+
+_NAMED = 5
+"""Files that are no images, at most so many by name."""
 
 
 def run(verb: str, argv: Sequence[str]) -> int:
@@ -40,8 +43,10 @@ def run(verb: str, argv: Sequence[str]) -> int:
             "with --overwrite"
         )
     images = find_images(arguments.options.images)
+    _check_headers(images)
     checkpoint = check_weights(arguments, checked(arguments))
 
+    from gmf_platform.callbacks import Bar, Progress, Throughput
     from gmf_platform.cli.device import check_device
     from gmf_platform.cli.experiment import Experiment
     from gmf_platform.cli.output import advising_on_memory, log_to
@@ -58,8 +63,9 @@ def run(verb: str, argv: Sequence[str]) -> int:
     writer: PredictionWriter | JointWriter = make_writer(
         output, images, experiment.task.class_names
     )
-    _spare_images(writer, images)
-    trainer.callbacks.append(writer)  # type: ignore[attr-defined]
+    _check_files(writer, images, overwrite=arguments.options.overwrite)
+    shown = Bar if Progress.is_bar_wanted() else Progress
+    trainer.callbacks += [writer, shown(Throughput())]  # type: ignore[attr-defined]
     loader = experiment.datamodule.predict_loader(
         list(images), rank=trainer.global_rank, world_size=trainer.world_size
     )
@@ -97,23 +103,57 @@ def _writer_of(task: "BaseTask", facts: Mapping[str, Any]) -> Callable[..., Any]
     raise UserError(f"model.class_path: nothing here writes what {type(task).__name__} predicts")
 
 
-def _spare_images(writer: "PredictionWriter | JointWriter", images: Mapping[Path, Path]) -> None:
-    for source, name in images.items():
-        written = (
-            part.output / name.with_name(f"{name.name}{suffix}")
-            for part in writer.parts()
-            for suffix in part.suffixes
-        )
-        if any(path.resolve() == source.resolve() for path in written):
+def _check_headers(images: Iterable[Path]) -> None:
+    """Refuse what is no image before the model is loaded and thousands are predicted.
+
+    Raises:
+        UserError: naming such files.
+    """
+    from datamodules.images import DataError, image_size
+
+    problems = []
+    for path in images:
+        try:
+            image_size(path)
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        more = len(problems) - _NAMED
+        raise UserError("\n".join([*problems[:_NAMED], *([f"(and {more} more)"] * (more > 0))]))
+
+
+def _check_files(
+    writer: "PredictionWriter | JointWriter", images: Mapping[Path, Path], *, overwrite: bool
+) -> None:
+    """Refuse to write over an image that is predicted, and unasked over any other file."""
+    sources = {source.resolve() for source in images}
+    for path in filter(Path.exists, writer.files()):
+        if path.resolve() in sources:
             raise UserError(
-                f"--output {writer.output}: {source} would be overwritten by its own prediction; "
-                "name another folder"
+                f"--output {writer.output}: {path} is one of the images and would be overwritten "
+                "by a prediction; name another folder"
+            )
+        if not overwrite:
+            raise UserError(
+                f"--output {writer.output}: {path} is there already; name another folder, or "
+                "replace such files with --overwrite"
             )
 
 
 def _glob(pattern: str) -> list[Path]:
     path = Path(pattern)
-    return sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+    return _images_among(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+
+
+def _images_among(paths: Iterable[Path]) -> list[Path]:
+    """Files that are images by their names, sorted; hidden ones, such as macOS leaves, are none."""
+    return sorted(
+        path
+        for path in paths
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not path.name.startswith(".")
+        and path.is_file()
+    )
 
 
 def find_images(words: Sequence[str]) -> dict[Path, Path]:
@@ -128,8 +168,7 @@ def find_images(words: Sequence[str]) -> dict[Path, Path]:
     for word in words:
         path = Path(word)
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-            new = {p: p.relative_to(path).with_suffix("") for p in inside}
+            new = {p: p.relative_to(path).with_suffix("") for p in _images_among(path.rglob("*"))}
         else:
             files = [path] if path.is_file() else _glob(word)
             new = {p: Path(p.stem) for p in files}

@@ -1,1 +1,1 @@
-"""Where a trained model goes: predictions to files."""
+"""Where a trained model goes: predictions to files, an object in Python, a file for others."""

@@ -155,6 +155,8 @@ class AdaptivePool(nn.Module):
     def __init__(self, cells: int) -> None:
         super().__init__()
         self.cells = cells
+        # A constant: of a Range of constants onnxruntime complains when it loads the file.
+        self.numbers = nn.Buffer(torch.arange(cells)[:, None], persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, cells, cells)."""
@@ -163,9 +165,8 @@ class AdaptivePool(nn.Module):
 
     def _shares(self, length: int, like: Tensor) -> Tensor:
         """Share (cells, length) of each row, or column, in the mean of a cell."""
-        cell = torch.arange(self.cells, device=like.device)[:, None]
-        first = cell * length // self.cells
-        end = ((cell + 1) * length + self.cells - 1) // self.cells
+        first = self.numbers * length // self.cells
+        end = ((self.numbers + 1) * length + self.cells - 1) // self.cells
         place = torch.arange(length, device=like.device)
         inside = (place >= first) & (place < end)
         return inside.to(like.dtype) / (end - first)

@@ -160,8 +160,9 @@ def load(
 
     Raises:
         UserError: the file is missing or damaged, does not say what model it is of, or does not
-            hold all of it.
+            hold all of it; or there is no such device.
     """
+    chosen = _device(device)
     checkpoint = _checkpoint(Path(path))
     facts = read_facts(checkpoint)
     settings = _config(checkpoint, facts, None if config is None else Path(config))
@@ -174,7 +175,6 @@ def load(
     settings["model"]["init_args"] = settings["model"].get("init_args", {}) | changes
     task = _built(LightningModule, settings["model"], checkpoint)
     _fill(task, checkpoint)
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return TrainedModel(task, data, path=checkpoint, config=settings, facts=facts, device=chosen)
 
 
@@ -190,6 +190,20 @@ def take_classes(data: Any, facts: Mapping[str, Any]) -> None:
         settings["classes"] = names
     for task, part in (settings.get("tasks") or {}).items():
         take_classes(part, facts.get("tasks", {}).get(task, {}))
+
+
+def _device(named: str | torch.device | None) -> torch.device:
+    """The device that is meant.
+
+    Raises:
+        UserError: it is not there.
+    """
+    try:
+        chosen = torch.device(named or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without
+        raise UserError(f"device {named}: {str(error).splitlines()[0]}") from None
+    return chosen
 
 
 def _checkpoint(path: Path) -> Path:

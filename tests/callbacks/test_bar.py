@@ -48,6 +48,7 @@ def trainer():
         num_val_batches=[7],
         num_sanity_val_batches=[2],
         num_test_batches=[float("inf")],
+        num_predict_batches=[9],
     )
 
 
@@ -113,6 +114,13 @@ def test_evaluation_alone(bar, trainer, terminal):
     bar.on_test_batch_end(trainer, TASK, None, None, 6)  # of a loader that does not tell its length
     bar.teardown(trainer, TASK, "test")
     assert shown(screen)[-1].startswith("test 7/?")
+
+
+def test_prediction(bar, trainer, terminal):
+    screen = terminal()
+    bar.on_predict_batch_end(trainer, TASK, None, None, 4, 0)
+    bar.teardown(trainer, TASK, "predict")
+    assert shown(screen)[-1].startswith("predict 5/9")
 
 
 def test_lines_go_above_the_bar(bar, trainer, terminal):

@@ -19,6 +19,8 @@ def trainer():
         sanity_checking=False,
         state=SimpleNamespace(fn="fit"),
         callback_metrics={"train/loss": torch.tensor(1.25)},
+        log_every_n_steps=2,
+        num_predict_batches=[5],
     )
 
 
@@ -73,6 +75,15 @@ def test_only_the_first_process_speaks_and_only_of_training(progress, trainer, c
     trainer.is_global_zero = False
     progress.on_train_batch_end(trainer)
     assert caplog.messages == []
+
+
+def test_lines_of_a_prediction(progress, trainer, caplog):
+    for number in range(5):
+        progress.on_predict_batch_end(trainer, None, None, None, number, 0)
+    assert caplog.messages == ["predict  batch 2/5", "predict  batch 4/5"]
+    trainer.is_global_zero = False
+    progress.on_predict_batch_end(trainer, None, None, None, 1, 0)
+    assert len(caplog.messages) == 2
 
 
 def test_a_bar_only_on_a_terminal(monkeypatch):

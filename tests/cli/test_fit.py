@@ -206,6 +206,20 @@ def test_a_longer_run_goes_on(copied, gmf, base, scalars):
     assert stored["trainer"]["max_steps"] == 8
 
 
+def test_a_run_from_before_a_key_came_goes_on(copied, gmf, base):
+    """Its config does not name the key, whose default is what the run has done."""
+    stored = yaml.safe_load((copied / "config.yaml").read_text())
+    assert stored["data"]["init_args"].pop("check_masks") == 200
+    (copied / "config.yaml").write_text(yaml.safe_dump(stored))
+    words = ("--name", "done", "--trainer.max_steps", "7")
+    refused = gmf("fit", *base, *words, "--data.check_masks", "3")
+    assert refused.code == 2
+    assert "  data.check_masks: 200 -> 3\n" in refused.err
+    result = gmf("fit", *base, *words)
+    assert result.code == 0, result.err
+    assert "going on at step 6 of 7" in result.out
+
+
 def test_ckpt_path_wins(trained, gmf, base):
     words = ("--ckpt_path", trained.best, "--name", "other", "--trainer.max_steps", "7")
     result = gmf("fit", *base, *words)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from datamodules import ADE20K, COCO, ImageNet
+from datamodules import ADE20K, COCO, ImageNet, MultiTask
 from gmf_platform.cli.output import advising_on_memory
 from gmf_platform.errors import UserError
 from gmf_platform.models.backbones import GroupMixFormer
@@ -65,7 +65,18 @@ def test_in_training():
 
 def test_in_evaluation_and_prediction():
     data = ImageNet("set", eval_batch_size=100)
-    assert "100 images per device" in advice(data, "test")
-    assert "--data.eval_batch_size 50" in advice(data, "test")
-    assert "1 image per device" in advice(data, "predict")  # whatever the batch of evaluation
-    assert "eval_batch_size" not in advice(data, "predict")
+    for verb in ("test", "predict"):
+        assert "100 images per device" in advice(data, verb)
+        assert "--data.eval_batch_size 50" in advice(data, verb)
+    assert "eval_batch_size" not in advice(ImageNet("set", eval_batch_size=1), "predict")
+
+
+def test_in_prediction_of_several_tasks():
+    """All tasks see the same images."""
+    data = MultiTask({"seg": ADE20K("set")}, eval_batch_size=4)
+    assert advice(data, "predict").splitlines()[:3] == [
+        "out of memory with 4 images per device (no 2 GiB left)",
+        "  - fewer at once: --data.eval_batch_size 2",
+        "  - smaller images: --data.joint_size",
+    ]
+    assert "--data.tasks.seg.per_device_batch_size" in advice(data, "validate")

@@ -30,7 +30,10 @@ def written(output):
 def test_folder(trained, gmf, photos, tmp_path):
     result = gmf("predict", "--run", trained.path, "--images", "photos", "--output", "out")
     assert result.code == 0, result.err
-    assert "3 images: labels, overlays and predictions.json are in out" in result.out
+    assert result.out.splitlines() == [
+        *(f"predict  batch {number}/3" for number in (1, 2, 3)),
+        "3 images: labels, overlays and predictions.json are in out",
+    ]
     assert written(tmp_path / "out") == [
         "a.png",
         "a_overlay.jpg",
@@ -165,6 +168,9 @@ def test_find_images(photos, monkeypatch):
     assert names("photos/**/*.png") == {"photos/more/a.png": "a"}
     assert names(str(photos / "*.jpg")) == {str(photos / "a.jpg"): "a"}
     assert names("photos", "photos") == folder
+    (photos / "._a.jpg").write_bytes(b"of macOS")
+    assert names("photos") == folder
+    assert names("photos/*") == {"photos/a.jpg": "a", "photos/b.PNG": "b"}
 
 
 @pytest.mark.parametrize("word", ["photos/x.jpg", "photos/*.webp", "empty", "photos/**/z.png"])
@@ -185,15 +191,23 @@ def test_names_that_collide(photos, monkeypatch):
         find_images(["photos"])
 
 
-def test_images_are_not_overwritten(trained, gmf, photos):
-    """Labels are written as NAME.png, which in the images' own folder may be an image."""
+def test_files_are_overwritten_knowingly(trained, gmf, photos):
+    """Labels are written as NAME.png, which may be a mask or even one of the images."""
     image = photos / "more" / "a.png"
     before = image.read_bytes()
     for images, output in (("photos", "photos"), ("photos/more/a.png", "photos/../photos/more")):
-        result = gmf("predict", "--run", trained.path, "--images", images, "--output", output)
+        words = ("--images", images, "--output", output, "--overwrite")
+        result = gmf("predict", "--run", trained.path, *words)
         assert result.code == 2
-        assert "photos/more/a.png would be overwritten by its own prediction" in result.err
+        assert "more/a.png is one of the images and would be overwritten" in result.err
         assert image.read_bytes() == before
+    line = ("predict", "--run", trained.path, "--images", "photos/a.jpg", "--output", "photos/more")
+    result = gmf(*line)
+    assert result.code == 2
+    assert "--output photos/more: photos/more/a.png is there already" in result.err
+    assert image.read_bytes() == before
+    assert gmf(*line, "--overwrite").code == 0
+    assert image.read_bytes() != before
 
 
 def test_damaged_checkpoint_is_said(trained, gmf, base, sample_ade20k, tmp_path):

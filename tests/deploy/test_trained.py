@@ -116,6 +116,21 @@ def test_a_joint_model(save, photos):
     assert gmf_platform.load(save("segmentation")[1], device="cpu").parts() == {}
 
 
+def test_a_joint_model_takes_images_of_one_joint_size_together(save, photos):
+    """70 x 100 and 72 x 100 come out alike; what is said of each is what is said of it alone."""
+    _, path = save("joint")
+    model = gmf_platform.load(path, device="cpu")
+    Image.open(photos[2]).resize((100, 72)).save(photos[2])
+    alone = model.predict(photos)
+    model.datamodule.eval_batch_size = 2
+    assert model.datamodule.predict_groups(photos) == [[0, 2], [1]]
+    for one, other in zip(alone, model.predict(photos), strict=True):
+        assert other["seg"].labels.shape == one["seg"].labels.shape
+        assert (one["seg"].labels != other["seg"].labels).mean() < 1e-3
+        for name in ("cls", "det"):
+            np.testing.assert_allclose(facts_of(one[name]), facts_of(other[name]), atol=1e-3)
+
+
 def test_a_converted_file_carries_all(save, photos, gmf, tmp_path):
     task, path = save("detection", category_ids=[5, 6, 7, 8, 9, 10, 11])
     assert gmf("convert", path, "plain.safetensors").code == 0
@@ -180,6 +195,12 @@ def test_wrong_images(save, image, said):
     model = gmf_platform.load(save("classification")[1], device="cpu")
     with pytest.raises(UserError, match=said):
         model.predict([image])
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_no_such_device(save, device):
+    with pytest.raises(UserError, match=f"^device {device}: "):
+        gmf_platform.load(save("classification")[1], device=device)
 
 
 def test_importing_the_package_imports_nothing_slow():

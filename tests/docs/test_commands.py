@@ -1,5 +1,7 @@
 """Every block of commands in README, docs and slurm/README does what it says, on small data."""
 
+import json
+
 import pytest
 from blocks import PAGES, blocks
 from reader import Reader
@@ -25,9 +27,19 @@ def samples(sample_ade20k, sample_coco, sample_imagenet, tmp_path_factory):
         (camvid / part).symlink_to(sample_ade20k / part)
     names = ["grass", "water", "sand", "disc", "square", "triangle", "star", "ring"]
     (camvid / "classes.txt").write_text("\n".join(names))
+    bccd = tmp_path_factory.mktemp("bccd") / "bccd"
+    (bccd / "annotations").mkdir(parents=True)
+    for split in ("train2017", "val2017"):
+        (bccd / split).symlink_to(sample_coco / split)
+        name = f"annotations/instances_{split}.json"
+        content = json.loads((sample_coco / name).read_text())
+        for found in content["annotations"]:
+            del found["segmentation"]  # boxes alone
+        (bccd / name).write_text(json.dumps(content))
     return {
         "ADEChallengeData2016": sample_ade20k,
         "coco": sample_coco,
+        "bccd": bccd,
         "imagenet": sample_imagenet,
         "imagenette": sample_imagenet,
         "camvid": camvid,

@@ -2,7 +2,7 @@
 
 import json
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -46,9 +46,11 @@ class PredictionWriter(BasePredictionWriter):
         self.colours = palette(len(class_names))
         self._found: dict[str, list[str]] = {}
 
-    def parts(self) -> "Sequence[PredictionWriter]":
-        """Those that write files of images: this one."""
-        return [self]
+    def files(self) -> Iterator[Path]:
+        """The files of all images."""
+        for name in self.names.values():
+            for suffix in self.suffixes:
+                yield self.output / name.with_name(f"{name.name}{suffix}")
 
     @abstractmethod
     def rows(self, source: Path, result: Any) -> list[dict[str, Any]]:

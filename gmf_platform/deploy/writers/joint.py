@@ -1,7 +1,7 @@
 """What several tasks say of the same images, each in a folder of its own."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ class JointWriter(BasePredictionWriter):
         class_names: ``TASK/CLASS``.
     """
 
-    what = "a folder of each task"
+    what = "folders of the tasks"
 
     def __init__(
         self,
@@ -42,13 +42,14 @@ class JointWriter(BasePredictionWriter):
             for task, make in makers.items()
         }
 
-    def parts(self) -> Sequence[PredictionWriter]:
-        """The tasks' writers."""
-        return list(self.writers.values())
+    def files(self) -> Iterator[Path]:
+        """The files of all images, of all tasks."""
+        for writer in self.writers.values():
+            yield from writer.files()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the folders."""
-        for writer in self.parts():
+        for writer in self.writers.values():
             writer.on_predict_start(trainer, pl_module)
 
     def write_on_batch_end(
@@ -64,7 +65,7 @@ class JointWriter(BasePredictionWriter):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the legends."""
-        for writer in self.parts():
+        for writer in self.writers.values():
             writer.on_predict_end(trainer, pl_module)
         if trainer.is_global_zero:
             legends = {
@@ -75,5 +76,5 @@ class JointWriter(BasePredictionWriter):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Join what all processes found."""
-        for writer in self.parts():
+        for writer in self.writers.values():
             writer.teardown(trainer, pl_module, stage)

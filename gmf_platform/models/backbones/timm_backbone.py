@@ -110,7 +110,9 @@ class TimmBackbone(nn.Module):
         found = []
         for level, stride, norm in zip(self.levels, self.strides, self.norms, strict=True):
             tokens = maps[level] if self.channels_last else maps[level].permute(0, 2, 3, 1)
-            tokens = norm(tokens[:, : -(-height // stride), : -(-width // stride)])
+            # Not -(-n // stride): in an exported graph ONNX divides integers towards zero.
+            rows, columns = ((n + stride - 1) // stride for n in (height, width))
+            tokens = norm(tokens[:, :rows, :columns])
             found.append(tokens.permute(0, 3, 1, 2))
         return found
 
