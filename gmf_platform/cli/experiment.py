@@ -334,7 +334,5 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than")
     # Frozen stages stay in evaluation mode.
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
-    # The first check of joint training may end before a task's first batch.
-    warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
     # Loader workers are a setting of ours, with a default from the CPUs.
     warnings.filterwarnings("ignore", message=".*does not have many workers")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datamodules.pairs import IMAGE_SUFFIXES
-from gmf_platform.cli.arguments import VerbParser, parse_arguments
+from gmf_platform.cli.arguments import Arguments, VerbParser, parse_arguments
 from gmf_platform.cli.config_check import checked
 from gmf_platform.cli.trained import check_weights, load_trained
 from gmf_platform.errors import ExitCode, UserError, counted
@@ -44,8 +44,14 @@ def run(verb: str, argv: Sequence[str]) -> int:
         )
     images = find_images(arguments.options.images)
     _check_headers(images)
-    checkpoint = check_weights(arguments, checked(arguments))
+    sources = checked(arguments)
+    checkpoint = check_weights(arguments, sources)
+    with sources.placing():
+        return _predict(arguments, images, checkpoint)
 
+
+def _predict(arguments: Arguments, images: Mapping[Path, Path], checkpoint: Path | None) -> int:
+    """Predict images into the output's folder, and say so."""
     from gmf_platform.callbacks import Bar, Progress, Throughput
     from gmf_platform.cli.device import check_device
     from gmf_platform.cli.experiment import Experiment
@@ -59,6 +65,7 @@ def run(verb: str, argv: Sequence[str]) -> int:
     experiment.build(Path(), quiet=True)
     load_trained(experiment, checkpoint, arguments.options)
     trainer = experiment.trainer
+    output: Path = arguments.options.output
     make_writer = _writer(experiment.task, checkpoint or experiment.init_from)
     writer: PredictionWriter | JointWriter = make_writer(
         output, images, experiment.task.class_names

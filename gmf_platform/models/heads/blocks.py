@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gmf_platform.errors import UserError, check_least
 from gmf_platform.models.norm import BatchNorm
 
 __all__ = ["ConvNormAct", "PixelClassifier", "resize_to"]
@@ -39,10 +40,17 @@ class PixelClassifier(nn.Module):
         channels: Channels in.
         num_classes: Number of classes K.
         dropout: Chance to drop a channel in training.
+
+    Raises:
+        UserError: There are no channels, or the chance is none.
     """
 
     def __init__(self, channels: int, num_classes: int, dropout: float) -> None:
         super().__init__()
+        name = type(self).__name__
+        check_least(f"{name}: channels", channels)
+        if not 0 <= dropout <= 1:
+            raise UserError(f"{name}: dropout {dropout} is no chance from 0 to 1")
         self.dropout = nn.Dropout2d(dropout)
         self.conv_seg = nn.Conv2d(channels, num_classes, 1)
         nn.init.normal_(self.conv_seg.weight, std=0.01)

@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from gmf_platform.errors import UserError
+from gmf_platform.models.heads import FCNHead
 from gmf_platform.models.heads.blocks import ConvNormAct, PixelClassifier, resize_to
 
 
@@ -29,3 +31,15 @@ def test_resize_does_not_align_corners():
     row = torch.tensor([0.0, 4.0]).view(1, 1, 1, 2)
     # Centres of the four new pixels lie at -1/4, 1/4, 3/4 and 5/4 of the old ones.
     assert resize_to(row, torch.empty(1, 1, 1, 4)).flatten().tolist() == [0, 1, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"channels": 0}, "FCNHead: channels: expected 1 or more, not 0"),
+        ({"channels": 8, "dropout": 1.5}, "FCNHead: dropout 1.5 is no chance from 0 to 1"),
+    ],
+)
+def test_wrong_settings(settings, said):
+    with pytest.raises(UserError, match=said):
+        FCNHead([8, 8, 8, 8], 3, **settings)
