@@ -4,7 +4,7 @@ import math
 from bisect import insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -12,7 +12,7 @@ from gmf_platform.callbacks.logger import RunLogger
 from gmf_platform.distributed.collect import from_first, to_first
 from gmf_platform.errors import check_least
 from gmf_platform.evaluation.drawing import Compared, contact_sheet, palette
-from gmf_platform.evaluation.per_sample import decisive_score
+from gmf_platform.evaluation.per_sample import Row, decisive_score
 
 __all__ = ["Worst"]
 
@@ -29,10 +29,13 @@ class _Seen:
 class Worst(Callback):
     """Writes to TensorBoard, after each validation of a fit, the images that are worst predicted.
 
-    Each with truth and prediction, the worst first, by the IoU or AP of the image alone or by the
-    probability of its true class. They are those of all processes, of the same images each time.
+    Each with truth and prediction, the worst first. They are those of all processes, of the same
+    images each time.
 
     Args:
+        by: ``score``, the IoU or AP of the image alone or the probability of its true class; or
+            ``loss``, where the task knows that of an image: detection does not, nor does
+            segmentation at several scales, which go by the score then.
         count: images of a sheet; 0 for none.
         among: about so many images are scored, evenly spaced over the split: COCO's AP of a single
             image takes the processor 10 to 25 ms. `validate` scores all of them, for `show`.
@@ -41,10 +44,12 @@ class Worst(Callback):
         UserError: ``among`` is no number of images.
     """
 
-    def __init__(self, count: int = 8, among: int = 500) -> None:
+    def __init__(
+        self, count: int = 8, among: int = 500, by: Literal["score", "loss"] = "score"
+    ) -> None:
         super().__init__()
         check_least("worst.among", among)
-        self.count, self.among = count, among
+        self.count, self.among, self.by = count, among, by
         self._every = 1
         self._seen: dict[str, list[_Seen]] = {}
 
@@ -74,10 +79,11 @@ class Worst(Callback):
             worst = self._seen[name]
             for i, image_id in enumerate(part["ids"]):
                 row = task.sample_scores(part, output, i)
-                title, score = decisive_score(row) or ("", math.inf)
+                title, value = self._value(row)
+                score = -value if title == "loss" else value  # small is bad
                 if score >= (worst[-1].score if len(worst) == self.count else math.inf):
                     continue
-                caption = f"{image_id}  {title} {score:.3f} {row.get('worst_class', '')}"
+                caption = f"{image_id}  {title} {value:.3f} {row.get('worst_class', '')}"
                 seen = _Seen(score, caption, task.compared(part, output, i))
                 insort(worst, seen, key=lambda other: other.score)
                 del worst[self.count :]
@@ -96,6 +102,13 @@ class Worst(Callback):
             for logger in trainer.loggers:
                 if isinstance(logger, RunLogger):
                     logger.add_picture(tag, picture, step=trainer.global_step - 1, photos=True)
+
+    def _value(self, row: Row) -> tuple[str, float]:
+        """Name and value of what an image is judged by; infinite if there is nothing."""
+        loss = float(row.get("loss", math.nan))
+        if self.by == "loss" and not math.isnan(loss):
+            return "loss", loss
+        return decisive_score(row) or ("", math.inf)
 
     def _is_wanted(self, trainer: Trainer) -> bool:
         return self.count > 0 and trainer.state.fn == "fit" and not trainer.sanity_checking

@@ -127,3 +127,21 @@ def test_what_decides():
 def test_of_no_images():
     with pytest.raises(UserError, match=r"worst\.among: expected 1 or more, not 0"):
         Worst(among=0)
+
+
+def test_by_loss_the_largest_is_first():
+    """Where an image has none, by its score, which is then behind."""
+    losses = {10: 0.5, 20: 2.5, 30: 1.5, 40: float("nan")}
+
+    class TaskWithLosses(Task):
+        def sample_scores(self, batch, outputs, index):
+            row = super().sample_scores(batch, outputs, index)
+            return row | {"loss": losses[batch["scores"][index]]}
+
+    callback, trainer, task = Worst(count=3, by="loss"), make_trainer(), TaskWithLosses()
+    trainer.num_val_batches = [1]
+    callback.on_validation_start(trainer, task)
+    batch = {"ids": list("abcd"), "scores": list(losses)}
+    callback.on_validation_batch_end(trainer, task, [], batch, 0)
+    captions = [seen.caption for seen in callback._seen[""]]
+    assert captions == ["b  loss 2.500 water", "c  loss 1.500 water", "a  loss 0.500 water"]
