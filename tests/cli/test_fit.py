@@ -114,8 +114,8 @@ def test_curves(trained, scalars):
     parts = zip(curves["train/loss_decode"], curves["train/loss_auxiliary"], strict=True)
     sums = [decode + auxiliary for (_, decode), (_, auxiliary) in parts]
     assert [loss for _, loss in curves["train/loss"]] == pytest.approx(sums, rel=1e-5)
-    last = pytest.approx(curves["val/miou"][-1][1], rel=1e-7)
-    assert last in [score["val/miou"] for score in scores(trained.path)]
+    best = max(value for _, value in curves["val/miou"])
+    assert pytest.approx(best, rel=1e-7) in [score["val/miou"] for score in scores(trained.path)]
     assert all(0 <= value <= 1 for _, value in curves["speed/data_wait"])
 
 
@@ -224,7 +224,7 @@ def test_ckpt_path_wins(trained, gmf, base):
     words = ("--ckpt_path", trained.best, "--name", "other", "--trainer.max_steps", "7")
     result = gmf("fit", *base, *words)
     assert result.code == 0, result.err
-    assert "going on at step 6 of 7" in result.out
+    assert re.search("going on at step [36] of 7", result.out)  # wherever the best one is
     assert last_line(result)["step"] == 7
 
 

@@ -98,9 +98,9 @@ def test_the_losses_of_one_process(strategy, balancing, finished, scalars):
     tags = [t for t in expected if t.startswith("train/") and any(word in t for word in watched)]
     assert len(tags) > 8
     for tag in tags:
-        # After steps that rounded otherwise norms of gradients differ, by 2e-2 with PCGrad, which
-        # asks for the sign of a product: only those of the first steps say something.
-        steps = (1, 3) if "norm" in tag else dict(expected[tag])
+        # After steps that rounded otherwise norms of gradients differ, by up to 2e-2, and PCGrad
+        # asks for the sign of a product: only those of the first step that is logged are compared.
+        steps = dict(expected[tag][:1] if "norm" in tag else expected[tag])
         ours, theirs = ({step: dict(run[tag])[step] for step in steps} for run in (got, expected))
         assert ours == pytest.approx(theirs, abs=1e-4, rel=1e-3), tag
 

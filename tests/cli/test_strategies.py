@@ -123,10 +123,15 @@ def norms_of(tensors):
 def test_norm_statistics_are_those_of_the_joined_batch(name, finished):
     got, expected = (norms_of(last_weights(finished(n))) for n in (name, "one"))
     assert got.keys() == expected.keys()
-    # Ten steps of AdamW make 3e-5 of rounding errors; statistics of a half of the batch would differ
-    # by 1e-2. Those of one batch are compared to 1e-5 in tests/models/test_norm.py.
-    for key, value in expected.items():
-        torch.testing.assert_close(got[key], value, rtol=1e-3, atol=1e-4, msg=key)
+    # Ten steps of AdamW make 2e-4 of rounding errors. Statistics of one batch are compared to 1e-5 in
+    # tests/models/test_norm.py.
+    for key, var in expected.items():
+        if key.endswith("var"):
+            torch.testing.assert_close(got[key], var, rtol=1e-3, atol=1e-5, msg=key)
+    for key, mean in expected.items():
+        if key.endswith("mean"):
+            std = expected[key.replace("mean", "var")].sqrt()
+            assert ((got[key] - mean).abs() < 1e-3 * std + 1e-5).all(), key
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
