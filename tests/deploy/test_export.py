@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.torch_version import TorchVersion
 
 import gmf_platform
 from gmf_platform.deploy import export, run_exported
@@ -67,6 +68,10 @@ def test_files_agree_at_any_size(save, tmp_path, kind):
                 assert gaps.max(axis=1, initial=0).min(initial=9) < 0.1
 
 
+@pytest.mark.skipif(
+    TorchVersion(torch.__version__) < "2.15",
+    reason="torch 2.11 cannot trace maps that are cut; those between it and 2.15 were not tried",
+)
 def test_a_network_of_timm_at_any_size(tmp_path):
     """Its maps are cut, by a division that ONNX must make alike."""
     torch.manual_seed(0)
