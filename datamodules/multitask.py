@@ -132,6 +132,7 @@ class MultiTask(BaseDataModule):
         Raises:
             UserError: as a task's datamodule says it, with the key under ``data.tasks``.
         """
+        check_least("data.eval_batch_size", self.eval_batch_size)
         check_least("data.num_workers", self.num_workers, 0)
         for name, data in self.tasks.items():
             data.trainer = self.trainer

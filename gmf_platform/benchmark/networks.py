@@ -30,8 +30,8 @@ def build_network(name: str, variant: Variant, *, size: int) -> nn.Module:
     """A network in which nothing is dropped at random.
 
     Args:
-        name: ``ours``; ``checkpointing``, ours with it; ``birder``, its GroupMixFormer; ``timm:NAME``; ``official:FILE``, the
-            authors' models/groupmixformer.py.
+        name: ``ours``; ``checkpointing``, ours with it; ``birder``, its GroupMixFormer;
+            ``timm:NAME``; ``official:FILE``, the authors' models/groupmixformer.py.
         variant: of GroupMixFormer, wherever it comes from.
         size: height and width of the images, in pixels.
 

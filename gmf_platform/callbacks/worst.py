@@ -33,12 +33,12 @@ class Worst(Callback):
     images each time.
 
     Args:
-        by: ``score``, the IoU or AP of the image alone or the probability of its true class; or
-            ``loss``, where the task knows that of an image: detection does not, nor does
-            segmentation at several scales, which go by the score then.
         count: images of a sheet; 0 for none.
         among: about so many images are scored, evenly spaced over the split: COCO's AP of a single
             image takes the processor 10 to 25 ms. `validate` scores all of them, for `show`.
+        by: ``score``, the IoU or AP of the image alone or the probability of its true class; or
+            ``loss``, where the task knows that of an image: detection does not, nor does
+            segmentation at several scales, which go by the score then.
 
     Raises:
         UserError: ``among`` is no number of images.

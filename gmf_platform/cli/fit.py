@@ -52,9 +52,9 @@ def run(verb: str, argv: Sequence[str]) -> int:
     if not resumes:
         check_init_from(sources)
     with sources.placing():
-        return (
-            _dry_run(arguments) if arguments.options.dry_run else _train(arguments, folder, starts)
-        )
+        if arguments.options.dry_run:
+            return _dry_run(arguments)
+        return _train(arguments, folder, starts)
 
 
 def fit_parser(verb: str, description: str) -> VerbParser:
