@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 
 from gmf_platform.errors import UserError
 from gmf_platform.models.norm_functions import (
+    ByBatch,
     NormHardswish,
+    NormsHardswish,
     Statistics,
     normalise,
     statistics_of_all_ranks,
@@ -21,9 +24,10 @@ from gmf_platform.models.token_ops import Epilogue, linear, product
 __all__ = [
     "BatchNorm",
     "BatchTooSmallError",
+    "LayerNorm",
     "NormMode",
     "average_statistics",
-    "joint_statistics",
+    "norms_with_hardswish",
     "set_norm_mode",
     "split_statistics",
     "statistics_estimated",
@@ -90,8 +94,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
         Args:
             x: Images or vectors (N, C, ...), in any memory format.
-            statistics: What `joint_statistics` gave for this norm and ``x``. Not needed: it saves
-                collectives where norms stand side by side.
+            statistics: Of ``x`` on all ranks, if they are there already.
             weight_before: Weights (C, inputs) of a linear layer between vectors ``x`` (N, inputs)
                 and this norm: in inference the two become one.
             hardswish: Whether a hardswish follows, which is then repeated in the backward pass.
@@ -108,9 +111,9 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             if fixed and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
                 return self._with_product(x, weight_before, "hardswish" if hardswish else "none")
             x = linear(x, weight_before)
-        mean, var, batches = self._running()
         weight, bias = self._affine()
         if fixed:
+            mean, var, _ = self._running()
             y = F.batch_norm(x, mean, var, weight, bias, eps=self.eps)
             return F.hardswish(y, inplace=not torch.is_grad_enabled()) if hardswish else y
         if self.synchronises:
@@ -118,19 +121,25 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             self._track(*statistics)
             return normalise(x, statistics, weight, bias, eps=self.eps, hardswish=hardswish)
 
-        self._refuse_single_values(x)
         if self.sums is not None:
+            self._refuse_single_values(x)
             y = self._estimate(x, weight, bias, self.sums)
             return F.hardswish(y) if hardswish else y
+        how = self._by_batch(x)
+        _count_batch([self])
+        if hardswish and not torch.compiler.is_compiling():
+            return NormHardswish.apply(x, weight, bias, how)
+        y = F.batch_norm(x, *how.running, weight, bias, True, how.momentum, how.eps)
+        return F.hardswish(y) if hardswish else y
+
+    def _by_batch(self, x: Tensor) -> ByBatch:
+        """How to take the statistics of this rank's batch (N, C, ...)."""
+        self._refuse_single_values(x)
+        mean, var, _ = self._running()
         if self.keeps_statistics:
             # Copies, not None: a repeated forward must save as many tensors as the first.
             mean, var = mean.clone(), var.clone()
-        else:
-            batches.add_(1)
-        if hardswish and not torch.compiler.is_compiling():
-            return NormHardswish.apply(x, weight, bias, (mean, var), self.momentum, self.eps)
-        y = F.batch_norm(x, mean, var, weight, bias, True, self.momentum, self.eps)
-        return F.hardswish(y) if hardswish else y
+        return ByBatch((mean, var), self.momentum, self.eps)
 
     def _running(self) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, variance and count of the set in use."""
@@ -181,6 +190,12 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         by_batch = self.training and self.sums is None
         return by_batch and self.mode == "sync" and _world_size() > 1
 
+    @property
+    def takes_own_batch(self) -> bool:
+        """Whether the next batch is normalised by the statistics of this rank's part of it."""
+        by_batch = self.training and self.sums is None and self.mode != "frozen"
+        return by_batch and not self.synchronises
+
     def _refuse_single_values(self, x: Tensor) -> None:
         if x.numel() == x.shape[1]:
             raise BatchTooSmallError(
@@ -201,21 +216,57 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         running_var.lerp_(unbiased.to(running_var.dtype), self.momentum)
 
 
-def joint_statistics(
-    norms: Sequence[BatchNorm], tokens: Sequence[Tensor]
-) -> list[Statistics | None]:
-    """Statistics for norms that stand side by side, in one collective for all.
+class LayerNorm(nn.LayerNorm):
+    """Layer norm in the dtype of its input, under autocast too, which on a GPU asks for float32.
+
+    Mean and variance are of float32 inside the kernel either way; float32 outside of it would be
+    memory and casts alone, since a product in the lower precision follows.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last axis of a tensor."""
+        with torch.autocast(x.device.type, enabled=False):
+            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+            return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+
+
+def norms_with_hardswish(
+    norms: Sequence[BatchNorm], tokens: Sequence[Tensor], weights_before: Sequence[Tensor | None]
+) -> Sequence[Tensor]:
+    """Norms that stand side by side, each with a hardswish behind it.
+
+    Norms that synchronise take one collective together.
 
     Args:
-        norms: The norms, which are to be called next, each with its own.
-        tokens: The channels-last tokens (..., C) of each.
+        norms: The G norms.
+        tokens: The channels-last tokens (n, ..., C) of each.
+        weights_before: Weights (C, C) of a linear layer between tokens and norm, or None.
 
     Returns:
-        What each norm takes; None for one that does not synchronise.
+        The results in order, those of g norms in a tensor (n, g, ..., C): all in one, but for
+        inference on a CPU, whose caches would have to be left for that.
     """
+    if any(norm.training for norm in norms):  # then none is folded into the product before it
+        before = zip(tokens, weights_before, strict=True)
+        tokens = [x if weight is None else linear(x, weight) for x, weight in before]
+        weights_before = [None] * len(tokens)
+    if not torch.compiler.is_compiling() and all(norm.takes_own_batch for norm in norms):
+        how = [norm._by_batch(_rows(x)) for norm, x in zip(norms, tokens, strict=True)]
+        _count_batch(norms)
+        of_norms = ((x, *norm._affine()) for norm, x in zip(norms, tokens, strict=True))
+        return [NormsHardswish.apply(how, *chain.from_iterable(of_norms))]
     rows = [_rows(x) for norm, x in zip(norms, tokens, strict=True) if norm.synchronises]
     made = iter(statistics_of_all_ranks(rows) if rows else ())
-    return [next(made) if norm.synchronises else None for norm in norms]
+    each = [
+        norm.forward_tokens(
+            x, next(made) if norm.synchronises else None, weight_before=before, hardswish=True
+        )
+        for norm, x, before in zip(norms, tokens, weights_before, strict=True)
+    ]
+    apart = each[0].device.type == "cpu" and not torch.is_grad_enabled()
+    if apart and not torch.compiler.is_compiling():
+        return [x.unsqueeze(1) for x in each]
+    return [torch.stack(each, dim=1)]
 
 
 def set_norm_mode(module: nn.Module, mode: NormMode) -> None:
@@ -343,6 +394,12 @@ def average_statistics(model: nn.Module, state: Mapping[str, Tensor] | None = No
 def _is_apart(module: nn.Module) -> bool:
     """Whether it is a norm whose statistics each process gathers by itself."""
     return isinstance(module, BatchNorm) and module.mode == "train"
+
+
+def _count_batch(norms: Sequence[BatchNorm]) -> None:
+    counts = [norm._running()[2] for norm in norms if not norm.keeps_statistics]
+    if counts:
+        torch._foreach_add_(counts, 1)  # one kernel on a GPU
 
 
 def _batch_norms(module: nn.Module) -> Iterator[BatchNorm]:

@@ -9,7 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["NormHardswish", "Statistics", "normalise", "statistics_of_all_ranks"]
+__all__ = [
+    "ByBatch",
+    "NormHardswish",
+    "NormsHardswish",
+    "Statistics",
+    "normalise",
+    "statistics_of_all_ranks",
+]
 
 
 class Statistics(NamedTuple):
@@ -22,38 +29,87 @@ class Statistics(NamedTuple):
     """How many, over all ranks."""
 
 
+class ByBatch(NamedTuple):
+    """How a norm takes the statistics of a batch."""
+
+    running: tuple[Tensor, Tensor]
+    """Mean and variance (C,), which move towards the batch's."""
+    momentum: float
+    eps: float
+
+
 class NormHardswish(torch.autograd.Function):
     """``F.hardswish(F.batch_norm(...))`` by a batch's own statistics, keeping only the input."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        running: tuple[Tensor, Tensor],
-        momentum: float,
-        eps: float,
-    ) -> Tensor:
-        """Also moves the running mean and variance."""
-        normed, mean, inv_std = torch.native_batch_norm(
-            x, weight, bias, *running, True, momentum, eps
-        )
-        ctx.save_for_backward(x, weight, bias, mean, inv_std)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, how: ByBatch) -> Tensor:
+        """Of images or vectors (N, C, ...)."""
+        normed, *statistics = _normed(x, weight, bias, how)
+        ctx.save_for_backward(x, weight, bias, *statistics)
         return F.hardswish(normed, inplace=True)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Normalise again."""
-        x, weight, bias, mean, inv_std = ctx.saved_tensors
-        no_eps = 0.0, torch.backends.cudnn.enabled  # it is in inv_std
-        normed = torch.batch_norm(x, weight, bias, mean, inv_std**-2, False, 0.0, *no_eps)
-        grad = torch.ops.aten.hardswish_backward(grad, normed)
-        gradients = torch.ops.aten.native_batch_norm_backward(
-            grad, x, weight, None, None, mean, inv_std, True, 0.0, [True] * 3
-        )
-        return *gradients, None, None, None
+        saved = ctx.saved_tensors
+        return *_norm_hardswish_gradients(grad, saved, saved[-1] ** -2), None
+
+
+class NormsHardswish(torch.autograd.Function):
+    """`NormHardswish` of G norms that stand side by side, into one tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, how: Sequence[ByBatch], *tensors: Tensor) -> Tensor:
+        """Of tokens (n, ..., C), weights and biases, of all norms each; to (n, G, ..., C)."""
+        first, saved = tensors[0], []
+        stacked = first.new_empty(len(first), len(how), *first.shape[1:])
+        for i, (x, weight, bias) in enumerate(_in_groups_of(3, tensors)):
+            rows = x.view(-1, x.shape[-1])
+            normed, *statistics = _normed(rows, weight, bias, how[i])
+            torch.ops.aten.hardswish.out(normed.view(x.shape), out=stacked[:, i])
+            saved += [rows, weight, bias, *statistics]
+        ctx.save_for_backward(*saved)
+        return stacked
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Normalise again."""
+        saved = list(_in_groups_of(5, ctx.saved_tensors))
+        variances = torch._foreach_pow([inv_std for *_, inv_std in saved], -2)
+        gradients: list[Tensor] = []
+        for of_one in zip(grad.unbind(1), saved, variances, strict=True):
+            gradients += _norm_hardswish_gradients(*of_one)
+        return None, *gradients
+
+
+def _in_groups_of(number: int, tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*[iter(tensors)] * number, strict=True)
+
+
+def _normed(x: Tensor, weight: Tensor, bias: Tensor, how: ByBatch) -> tuple[Tensor, ...]:
+    """The batch normalised, its mean and its inverse standard deviation."""
+    normed: tuple[Tensor, ...] = torch.native_batch_norm(
+        x, weight, bias, *how.running, True, how.momentum, how.eps
+    )
+    return normed
+
+
+def _norm_hardswish_gradients(
+    grad: Tensor, saved: tuple[Tensor, ...], var_and_eps: Tensor
+) -> tuple[Tensor, ...]:
+    """Gradients of x, in the shape of the result's gradient, of weight and of bias."""
+    x, weight, bias, mean, inv_std = saved
+    normed = torch.batch_norm(
+        *(x, weight, bias, mean, var_and_eps),
+        *(False, 0.0, 0.0, torch.backends.cudnn.enabled),
+    )
+    of_norm = torch.ops.aten.hardswish_backward(grad, normed.view(grad.shape)).view(x.shape)
+    grad_x, *others = torch.ops.aten.native_batch_norm_backward(
+        of_norm, x, weight, None, None, mean, inv_std, True, 0.0, [True] * 3
+    )
+    return grad_x.view(grad.shape), *others
 
 
 def normalise(

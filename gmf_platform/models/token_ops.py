@@ -44,7 +44,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         Tokens (..., outputs).
     """
-    if torch.compiler.is_compiling() or x.device.type != "cpu":
+    if torch.compiler.is_compiling() or not _on_cpu(x):
         return F.linear(x, weight, bias)
     if not torch.is_grad_enabled():
         return product(x, weight, bias)
@@ -85,7 +85,7 @@ def depthwise(x: Tensor, kernel: Tensor, bias: Tensor | None = None, stride: int
     Returns:
         Tokens (B, ceil(H / stride), ceil(W / stride), C).
     """
-    plain = torch.compiler.is_compiling() or x.device.type != "cpu"
+    plain = torch.compiler.is_compiling() or not _on_cpu(x)
     if plain or not torch.is_grad_enabled():
         return _convolve(x, kernel, bias, stride)
     result: Tensor = _Depthwise.apply(*_as_autocast(x, kernel, bias), stride)
@@ -104,9 +104,12 @@ def depthwise_gradients(x: Tensor, kernel: Tensor, grad: Tensor) -> tuple[Tensor
         Gradients of ``x`` and of ``kernel``.
     """
     side = kernel.shape[-1]
+    if not _on_cpu(x):
+        grad_x, grad_kernel = _native_gradients(x, kernel, grad, side // 2, [True, True, False])
+        return grad_x.permute(0, 2, 3, 1), grad_kernel
     # A convolution with the kernel turned round: faster than oneDNN's own gradient.
     grad_x = _convolve(grad, kernel.flip(2, 3))
-    if side > 3 and x.device.type == "cpu":
+    if side > 3:
         return grad_x, _kernel_gradient_by_parts(x, side, grad)
     return grad_x, _native_kernel_gradient(x, kernel, grad, side // 2)
 
@@ -140,12 +143,23 @@ def _native_kernel_gradient(
     x: Tensor, kernel: Tensor, grad: Tensor, padding: int, groups: int | None = None
 ) -> Tensor:
     """The gradient of a kernel, depthwise if no groups are given; its values do not matter."""
-    gradients = torch.ops.aten.convolution_backward(
+    return _native_gradients(x, kernel, grad, padding, [False, True, False], groups)[1]
+
+
+def _native_gradients(
+    x: Tensor,
+    kernel: Tensor,
+    grad: Tensor,
+    padding: int,
+    wanted: list[bool],
+    groups: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """PyTorch's gradients of the image and of the kernel, those that are wanted."""
+    grad_image, grad_kernel, _ = torch.ops.aten.convolution_backward(
         *(_image(grad), _image(x), kernel, None),
-        *([1, 1], [padding, padding], [1, 1], False, [0, 0], groups or len(kernel)),
-        [False, True, False],
+        *([1, 1], [padding, padding], [1, 1], False, [0, 0], groups or len(kernel), wanted),
     )
-    return gradients[1]
+    return grad_image, grad_kernel
 
 
 class _Depthwise(torch.autograd.Function):
@@ -176,8 +190,8 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        grad_x, grad_weight, grad_bias = _product_gradients(x, weight, grad)
-        return grad_x, grad_weight, grad_bias if ctx.needs_input_grad[2] else None
+        grad_bias = grad.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
+        return *_product_gradients(x, weight, grad), grad_bias
 
 
 class _Mlp(torch.autograd.Function):
@@ -193,9 +207,11 @@ class _Mlp(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         x, hidden, weight1, weight2 = ctx.saved_tensors
-        grad_active, *second = _product_gradients(F.gelu(hidden), weight2, grad)
+        grad_active, grad_weight2 = _product_gradients(F.gelu(hidden), weight2, grad)
         grad_hidden = torch.ops.aten.gelu_backward(grad_active, hidden)
-        return *_product_gradients(x, weight1, grad_hidden), *second
+        grad_x, grad_weight1 = _product_gradients(x, weight1, grad_hidden)
+        grad_bias1, grad_bias2 = (rows.flatten(0, -2).sum(0) for rows in (grad_hidden, grad))
+        return grad_x, grad_weight1, grad_bias1, grad_weight2, grad_bias2
 
 
 def product(
@@ -227,17 +243,16 @@ def product(
             return y
 
 
-def _product_gradients(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, weight and bias of a linear layer."""
+def _product_gradients(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of x and weight of a linear layer."""
     grad = grad.contiguous()
-    rows = grad.flatten(0, -2)
-    grad_x, grad_bias = product(grad, weight.t()), rows.sum(0)
+    grad_x = product(grad, weight.t())
     if not _takes_onednn(x):
-        return grad_x, rows.t() @ x.flatten(0, -2), grad_bias
+        return grad_x, grad.flatten(0, -2).t() @ x.flatten(0, -2)
     # As of a pointwise convolution: oneDNN's products want one of the matrices turned round first.
     pointwise = weight[:, :, None, None]
     grad_weight = _native_kernel_gradient(_maps(x), pointwise, _maps(grad), padding=0, groups=1)
-    return grad_x, grad_weight.flatten(1), grad_bias
+    return grad_x, grad_weight.flatten(1)
 
 
 def _maps(x: Tensor) -> Tensor:
@@ -247,7 +262,11 @@ def _maps(x: Tensor) -> Tensor:
 
 def _takes_onednn(x: Tensor) -> bool:
     """Whether oneDNN multiplies it on this machine; it refuses tensors without elements."""
-    return x.device.type == "cpu" and x.dtype in _onednn_dtypes() and x.numel() > 0
+    return _on_cpu(x) and x.dtype in _onednn_dtypes() and x.numel() > 0
+
+
+def _on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu"
 
 
 @cache

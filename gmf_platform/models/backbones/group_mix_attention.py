@@ -9,6 +9,7 @@ image, so that convolutions and matrix products take the same tensor and nothing
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -16,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmf_platform.errors import UserError
-from gmf_platform.models.backbones.factorised_attention import attend
-from gmf_platform.models.norm import BatchNorm, joint_statistics
+from gmf_platform.models.backbones.factorised_attention import Positions, attend
+from gmf_platform.models.norm import BatchNorm, LayerNorm, norms_with_hardswish
 from gmf_platform.models.token_ops import depthwise, linear
 
 __all__ = ["Aggregated", "GroupMixAttention", "SeparableConv"]
@@ -69,9 +70,11 @@ class GroupMixAttention(nn.Module):
         self.segments = attending + local_branch
         _check_split(dim, num_heads, attending, self.segments)
         segment = dim // self.segments
-        self.head_dim = segment * attending // num_heads
         # The authors scale by the width a head would have without segments.
         self.scale = (dim // num_heads) ** -0.5
+        self.same_head: Tensor
+        same_head = _same_head(segment, segment * attending // num_heads)
+        self.register_buffer("same_head", same_head, persistent=False)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.aggregator = Aggregator(segment, kernel_sizes, aggregated, local_branch)
         self.crpe = ConvRelativePosition(segment, attending) if relative_positions else None
@@ -85,25 +88,26 @@ class GroupMixAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix tokens (B, H, W, C) into tokens of the same shape."""
-        qkv = linear(x, self.qkv.weight, self.qkv.bias).unflatten(-1, (3, self.segments, -1))
-        segments = qkv.permute(4, 3, 0, 1, 2, 5).contiguous()  # (G, 3, B, H, W, S), the one copy
-        groups, local = self.aggregator(segments.unbind(0))
-        mask = self.head_mask(groups[0])
-        positions = self.crpe.per_segment() if self.crpe else [(None, None)] * len(groups)
-        mixed = [
-            attend(group, mask, kernel, bias)
-            for group, (kernel, bias) in zip(groups, positions, strict=True)
-        ]
-        return linear(torch.cat([*mixed, *local], dim=-1), self.proj.weight, self.proj.bias)
+        qkv = linear(x, self.qkv.weight, self.qkv.bias)
+        segments = qkv.unflatten(-1, (3, self.segments, -1)).unbind(-2)
+        groups, local = self.aggregator(segments)
+        mask = self.same_head.to(qkv.dtype) * self.scale
+        positions = self.crpe.per_segment(qkv.dtype) if self.crpe else []
+        mixed: list[Tensor] = []
+        for some in groups:  # (3, n, B, H, W, S) of n segments
+            of_some = positions[len(mixed) : len(mixed) + some.shape[1]]
+            mixed += attend(some, mask, of_some).unbind(0)
+        return linear(torch.cat([*mixed, *local], -1), self.proj.weight, self.proj.bias)
 
-    def head_mask(self, like: Tensor) -> Tensor:
-        """The scale (S, S) where two channels of a segment belong to one head, else 0.
 
-        One product for all heads of a segment reads the tokens where they lie; the mask then drops
-        what crosses heads.
-        """
-        head = like.new_full((self.head_dim, self.head_dim), self.scale)
-        return torch.block_diag(*[head] * (like.shape[-1] // self.head_dim))
+def _same_head(segment: int, head_dim: int) -> Tensor:
+    """Whether two channels of a segment belong to one head; (S, S).
+
+    One product for all heads of a segment reads the tokens where they lie; what crosses heads is
+    dropped then.
+    """
+    heads = torch.arange(segment) // head_dim
+    return heads == heads[:, None]
 
 
 def _check_split(dim: int, num_heads: int, attending: int, segments: int) -> None:
@@ -144,43 +148,33 @@ class Aggregator(nn.Module):
     def borrowed_parameters(self) -> Iterator[Tensor]:
         """See `GroupMixAttention.borrowed_parameters`."""
         for module in self.children():
-            if isinstance(module, SeparableConv):
+            if isinstance(module, SeparableConv | BatchNorm):
                 yield from module.parameters()
 
-    def forward(self, segments: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Aggregate segments of Q, K and V, each (3, B, H, W, S).
+    def forward(self, segments: Sequence[Tensor]) -> tuple[Sequence[Tensor], list[Tensor]]:
+        """Aggregate segments of Q, K and V, each (B, H, W, 3, S).
 
         Returns:
-            Q, K and V (3, B, H, W, S) of each attending segment; and the locally mixed segment
-            (B, H, W, S), if there is one.
+            Q, K and V (3, n, B, H, W, S) of the attending segments, n of them in one tensor; and
+            the locally mixed segment (B, H, W, S), if there is one.
         """
-        groups = list(segments[: len(self.kernel_sizes)])
+        attending = segments[: len(self.kernel_sizes)]
         local = [] if self.agg0 is None else [self.agg0(segments[-1])]
+        tokens = [segment.movedim(3, 0) for segment in attending]  # each (3, B, H, W, S)
         if len(self.places) == 3:
-            return self.aggregate(groups), local
+            return self.aggregate(tokens), local
+        kinds = list(torch.stack(tokens, 1).unbind(0))  # Q, K and V, each (G, B, H, W, S)
         if self.places:
-            some = self.aggregate([group[self.places] for group in groups])
-            groups = [self.replace(*pair) for pair in zip(groups, some, strict=True)]
-        return groups, local
+            proxies = torch.cat([*self.aggregate([some[self.places] for some in tokens])], 1)
+            for place, proxy in zip(self.places, proxies, strict=True):
+                kinds[place] = proxy
+        return [torch.stack(kinds)], local
 
-    def replace(self, group: Tensor, proxies: Tensor) -> Tensor:
-        """Put proxies (n, B, H, W, S) in the places of their tokens in (3, B, H, W, S)."""
-        tokens = list(group.unbind(0))
-        for place, proxy in zip(self.places, proxies.unbind(0), strict=True):
-            tokens[place] = proxy
-        return torch.stack(tokens)
-
-    def aggregate(self, groups: list[Tensor]) -> list[Tensor]:
-        """Group proxies of the tokens (n, B, H, W, S) of each attending segment, of that shape."""
-        norms = [getattr(self, f"norm{i}") for i in range(len(groups))]
-        gathered = [self.gather(i, group) for i, group in enumerate(groups)]
-        if any(norm.synchronises for norm in norms):  # which then have to see the products
-            gathered = [(x if w is None else linear(x, w), None) for x, w in gathered]
-        statistics = joint_statistics(norms, [x for x, _ in gathered])
-        return [
-            norm.forward_tokens(x, own, weight_before=weight, hardswish=True)
-            for norm, (x, weight), own in zip(norms, gathered, statistics, strict=True)
-        ]
+    def aggregate(self, tokens: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Group proxies of each attending segment's tokens (n, B, H, W, S), as of the norms."""
+        norms = [getattr(self, f"norm{i}") for i in range(len(tokens))]
+        gathered = [self.gather(i, some.contiguous()) for i, some in enumerate(tokens)]
+        return norms_with_hardswish(norms, *zip(*gathered, strict=True))
 
     def gather(self, number: int, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """Gather the neighbours of tokens (n, B, H, W, S), as many as the segment's kernel says.
@@ -201,11 +195,11 @@ class LocalMix(nn.Module):
     def __init__(self, segment: int) -> None:
         super().__init__()
         self.conv = SeparableConv(3 * segment, segment, kernel_size=3)
-        self.norm = nn.LayerNorm(segment)
+        self.norm = LayerNorm(segment)
 
     def forward(self, qkv: Tensor) -> Tensor:
-        """Map Q, K, V (3, B, H, W, S) to tokens (B, H, W, S)."""
-        return F.hardswish(self.norm(self.conv(qkv.movedim(0, 3).flatten(3))))
+        """Map Q, K, V (B, H, W, 3, S) to tokens (B, H, W, S)."""
+        return F.hardswish(self.norm(self.conv(qkv.flatten(3))))
 
 
 class ConvRelativePosition(nn.Module):
@@ -220,26 +214,36 @@ class ConvRelativePosition(nn.Module):
             for n, window in ((2, 3), (3, 5), (3, 7))
         )
 
-    def per_segment(self) -> list[tuple[Tensor, Tensor]]:
-        """Kernel (S, 1, k, k) and bias (S,) of each of the attending segments.
+    def per_segment(self, dtype: torch.dtype) -> Positions:
+        """Kernel (S, 1, k, k) and bias (S,) of each of the attending segments, in a dtype.
 
         As published the third segment has windows of both 5 and 7: where sizes meet in a segment,
         the smaller kernels get a rim of zeros.
         """
-        return [self._of_channels(i * self.segment) for i in range(self.attending)]
-
-    def _of_channels(self, first: int) -> tuple[Tensor, Tensor]:
-        """Kernel and bias of the segment that begins at a channel."""
-        parts = []
+        parts: list[list[Tensor]] = [[] for _ in range(self.attending)]
+        channel = 0
         for conv in self.conv_list:
-            kernel, bias = conv.parameters()
-            begin, end = max(first, 0), min(first + self.segment, len(bias))
-            if begin < end:
-                parts.append((kernel[begin:end], bias[begin:end]))
-            first -= len(bias)
-        window = max(kernel.shape[-1] for kernel, _ in parts)
-        kernels = [_with_rim(kernel, window) for kernel, _ in parts]
-        return torch.cat(kernels), torch.cat([bias for _, bias in parts])
+            kernels = conv.get_parameter("weight").to(dtype)
+            for piece in kernels.split(self._up_to_segments(channel, len(kernels))):
+                parts[channel // self.segment].append(piece)
+                channel += len(piece)
+        biases = torch.cat([conv.get_parameter("bias") for conv in self.conv_list]).to(dtype)
+        of_segments = biases.view(self.attending, -1).unbind(0)
+        return list(zip(map(_together, parts), of_segments, strict=True))
+
+    def _up_to_segments(self, first: int, channels: int) -> list[int]:
+        """How many of the channels from a first one on belong to each segment they reach."""
+        borders = range(first - first % self.segment, first + channels + self.segment, self.segment)
+        cuts = [min(max(border, first), first + channels) for border in borders]
+        return [end - begin for begin, end in pairwise(cuts) if end > begin]
+
+
+def _together(kernels: Sequence[Tensor]) -> Tensor:
+    """Kernels (n, 1, k, k) as one (N, 1, K, K), K the largest."""
+    if len(kernels) == 1:
+        return kernels[0]
+    window = max(kernel.shape[-1] for kernel in kernels)
+    return torch.cat([_with_rim(kernel, window) for kernel in kernels])
 
 
 def _with_rim(kernel: Tensor, window: int) -> Tensor:

@@ -18,7 +18,7 @@ from gmf_platform.models.backbones.group_mix_attention import (
     GroupMixAttention,
     SeparableConv,
 )
-from gmf_platform.models.norm import BatchNorm, statistics_kept
+from gmf_platform.models.norm import BatchNorm, LayerNorm, statistics_kept
 from gmf_platform.models.token_ops import depthwise, mlp
 
 __all__ = ["VARIANTS", "GroupMixFormer", "Layout", "Variant"]
@@ -234,9 +234,9 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.cpe = ConvPosition(dim)
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm1 = LayerNorm(dim, eps=1e-6)
         self.att = attention(dim)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm2 = LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
