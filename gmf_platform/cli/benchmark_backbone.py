@@ -31,9 +31,9 @@ def run(verb: str, argv: Sequence[str]) -> int:
 
     from gmf_platform.benchmark.backbones import Setting, build_networks, compare
     from gmf_platform.benchmark.timing import machine
-    from gmf_platform.cli.device import check_device
+    from gmf_platform.cli.device import prepare_device
 
-    check_device(options.device)
+    prepare_device(options.device)
     kind = options.device
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"

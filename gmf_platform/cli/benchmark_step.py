@@ -80,11 +80,11 @@ def _parser(verb: str) -> VerbParser:
 def _prepared(arguments: Arguments, folder: Path, *, steps: int) -> "Experiment":
     """The experiment as `fit` has it, for so many steps without validation."""
     from gmf_platform.callbacks import RunLogger
-    from gmf_platform.cli.device import check_device
+    from gmf_platform.cli.device import prepare_device
     from gmf_platform.cli.experiment import Experiment
 
     experiment = Experiment(arguments)
-    check_device(experiment.config.trainer.accelerator)
+    prepare_device(experiment.config.trainer.accelerator)
     experiment.build(folder, logger=RunLogger(folder))
     experiment.plan_training()
     trainer = experiment.trainer

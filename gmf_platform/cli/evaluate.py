@@ -30,14 +30,14 @@ def run(verb: str, argv: Sequence[str]) -> int:
 def _score(verb: str, arguments: Arguments, checkpoint: Path | None) -> int:
     """Score the split, say it, and keep it in the checkpoint's run."""
     from gmf_platform.callbacks import PerSample
-    from gmf_platform.cli.device import check_device
+    from gmf_platform.cli.device import prepare_device
     from gmf_platform.cli.experiment import Experiment
     from gmf_platform.cli.output import advising_on_memory, log_to, rounded
     from gmf_platform.models.weights import read_facts
 
     log_to(None)
     experiment = Experiment(arguments)
-    check_device(experiment.config.trainer.accelerator)
+    prepare_device(experiment.config.trainer.accelerator)
     folder = run_of(arguments, checkpoint)
     experiment.build(folder.path if folder else Path())
     load_trained(experiment, checkpoint, arguments.options)

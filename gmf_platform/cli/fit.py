@@ -92,7 +92,7 @@ def run_name(arguments: Arguments) -> str:
 
 def _train(arguments: Arguments, folder: RunDirectory, starts: Starts) -> int:
     from gmf_platform.callbacks import RunLogger
-    from gmf_platform.cli.device import check_device
+    from gmf_platform.cli.device import prepare_device
     from gmf_platform.cli.experiment import Experiment, is_first_process
     from gmf_platform.cli.output import log_to
     from gmf_platform.cli.summary import say_plan
@@ -100,7 +100,7 @@ def _train(arguments: Arguments, folder: RunDirectory, starts: Starts) -> int:
 
     options = arguments.options
     experiment = Experiment(arguments)
-    check_device(experiment.config.trainer.accelerator)
+    prepare_device(experiment.config.trainer.accelerator)
     first = is_first_process()
     if first:
         folder.acquire()
@@ -266,14 +266,14 @@ def _finish(experiment: Any, folder: RunDirectory, *, seconds: float) -> None:
 def _dry_run(arguments: Arguments) -> int:
     """Two steps of the real thing in a folder that is gone afterwards."""
     from gmf_platform.callbacks.throughput import memory_gib
-    from gmf_platform.cli.device import check_device
+    from gmf_platform.cli.device import prepare_device
     from gmf_platform.cli.experiment import Experiment
     from gmf_platform.cli.output import StepTimer, log_to
     from gmf_platform.cli.summary import say_plan
 
     log_to(None)
     experiment = Experiment(arguments)
-    check_device(experiment.config.trainer.accelerator)
+    prepare_device(experiment.config.trainer.accelerator)
     with TemporaryDirectory() as folder:
         experiment.build(Path(folder), quiet=True)
         experiment.plan_training()

@@ -53,13 +53,13 @@ def run(verb: str, argv: Sequence[str]) -> int:
 def _predict(arguments: Arguments, images: Mapping[Path, Path], checkpoint: Path | None) -> int:
     """Predict images into the output's folder, and say so."""
     from gmf_platform.callbacks import Bar, Progress, Throughput
-    from gmf_platform.cli.device import check_device
+    from gmf_platform.cli.device import prepare_device
     from gmf_platform.cli.experiment import Experiment
     from gmf_platform.cli.output import advising_on_memory, log_to
 
     log_to(None)
     experiment = Experiment(arguments)
-    check_device(experiment.config.trainer.accelerator)
+    prepare_device(experiment.config.trainer.accelerator)
     if checkpoint is not None:
         experiment.take_classes(checkpoint)
     experiment.build(Path(), quiet=True)

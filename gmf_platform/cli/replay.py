@@ -35,7 +35,7 @@ def run(verb: str, argv: Sequence[str]) -> int:
     path = _path(parser, argv)
 
     from gmf_platform.callbacks.capture import Capture
-    from gmf_platform.cli.device import check_device
+    from gmf_platform.cli.device import prepare_device
     from gmf_platform.cli.experiment import Experiment
     from gmf_platform.cli.output import log_to
 
@@ -44,7 +44,7 @@ def run(verb: str, argv: Sequence[str]) -> int:
     with TemporaryDirectory() as folder:
         arguments = _arguments(capture, parser, argv, Path(folder))
         experiment = Experiment(arguments)
-    check_device(experiment.config.trainer.accelerator)
+    prepare_device(experiment.config.trainer.accelerator)
     given = dict(arguments.overrides).get("trainer.precision")
     precision = given or capture.precision
     print(f"capture      {path}")

@@ -12,6 +12,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from gmf_platform.distributed import FSDP, ZeRO
@@ -34,6 +35,11 @@ HeadFactory = Callable[[Sequence[int], int], nn.Module]
 """Makes a head from the backbone's channels and the number of classes."""
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
+
+
+def _free_gradients(optimizer: Optimizer, *_: Any) -> None:
+    """Leave their memory to the next forward pass; Lightning would free them behind it."""
+    optimizer.zero_grad()
 
 
 def unpadded(batch: Mapping[str, Any], index: int) -> NDArray[np.uint8]:
@@ -153,6 +159,8 @@ class BaseTask(LightningModule):
         except ValueError as error:
             raise UserError(f"model.optimizer: {error}") from None
         scale_learning_rates(optimizer.param_groups, self.lr_factor())
+        if not isinstance(self.trainer.strategy, ZeRO):  # whose gradients are in its own buffers
+            optimizer.register_step_post_hook(_free_gradients)
         total = int(self.trainer.estimated_stepping_batches)
         data = getattr(self.trainer, "datamodule", None)
         epoch = None if data is None else data.steps_per_epoch()

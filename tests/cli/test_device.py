@@ -1,3 +1,8 @@
+import os
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -79,3 +84,36 @@ def test_a_machine_without_driver(unusable):
 def test_a_device_that_works(unusable, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     device.check_device("auto")
+
+
+FAULTS = """
+import resource, sys, torch
+from gmf_platform.cli.device import prepare_device
+
+if sys.argv[1] == "kept":
+    prepare_device("cpu")
+
+
+def step():
+    tensors = [torch.ones(10_000_000) for _ in range(4)]
+    del tensors[::2]
+
+
+step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
+def test_freed_memory_is_kept_on_a_cpu_unless_the_user_has_settings():
+    def faults(what, **environment):
+        command = [sys.executable, "-c", FAULTS, what]
+        env = os.environ | {"CUDA_VISIBLE_DEVICES": ""} | environment
+        return int(subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE).stdout)
+
+    assert faults("kept") < faults("given back") / 10
+    by_hand = faults("kept", MALLOC_MMAP_THRESHOLD_="100000")
+    assert by_hand > faults("given back") / 2

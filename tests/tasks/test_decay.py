@@ -20,7 +20,9 @@ def test_norms_and_biases_are_decayed_when_asked_for(everything, decays, monkeyp
         optimizer=partial(torch.optim.AdamW, weight_decay=0.3),
         decay_norms_and_biases=everything,
     )
-    monkeypatch.setattr(task, "_trainer", SimpleNamespace(estimated_stepping_batches=1))
+    monkeypatch.setattr(
+        task, "_trainer", SimpleNamespace(estimated_stepping_batches=1, strategy=None)
+    )
     groups = task.configure_optimizers()["optimizer"].param_groups
     assert [group["weight_decay"] for group in groups] == decays
     count = sum(len(group["params"]) for group in groups)

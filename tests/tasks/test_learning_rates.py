@@ -25,7 +25,7 @@ def make_task(monkeypatch, datamodule=None, **options):
         optimizer=partial(torch.optim.SGD, lr=0.5),
         **options,
     )
-    trainer = SimpleNamespace(estimated_stepping_batches=40, datamodule=datamodule)
+    trainer = SimpleNamespace(estimated_stepping_batches=40, datamodule=datamodule, strategy=None)
     monkeypatch.setattr(task, "_trainer", trainer)
     return task
 
@@ -108,3 +108,14 @@ def test_layer_decay_begins_behind_frozen_stages(monkeypatch):
 def test_more_stages_than_there_are(monkeypatch):
     with pytest.raises(UserError, match="frozen_stages: 5"):
         make_task(monkeypatch, frozen_stages=5)
+
+
+def test_gradients_are_freed_behind_the_step(monkeypatch):
+    task = make_task(monkeypatch)
+    optimizer = task.configure_optimizers()["optimizer"]
+    weight = next(task.model.parameters())
+    before = weight.detach().clone()
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    assert not torch.equal(weight, before)
+    assert weight.grad is None
