@@ -22,6 +22,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from gmf_platform.benchmark.memory import step_memory
 from gmf_platform.benchmark.timing import Ratio, interleaved, machine
+from gmf_platform.cli.device import prepare_device
 from gmf_platform.models.backbones import GroupMixFormer, TimmBackbone
 from gmf_platform.models.detector import Detector
 from gmf_platform.models.heads import FCNHead, MaskRCNN, UPerNet
@@ -39,6 +40,7 @@ Step = tuple[nn.Module, Callable[[], Tensor]]
 def main() -> None:
     options = parse_arguments()
     torch.set_num_threads(options.threads)
+    prepare_device("cpu" if options.device == "cpu" else "gpu")
     make = segmentation if options.task == "segmentation" else detection
     steps: dict[str, Step] = {}
     for name, build in (("GroupMixFormer-Tiny", groupmixformer), ("Swin-T (timm)", swin)):

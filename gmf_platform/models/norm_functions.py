@@ -212,9 +212,15 @@ def _by_batch(batches: Sequence[Tensor], *rows: Tensor) -> Iterator[tuple[Tensor
 
 def _local_statistics(x: Tensor) -> Tensor:
     """Mean, sum of squared deviations and count of (N, C, ...), in float32 at least; (3, C)."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    axes = [0, *range(2, x.ndim)]
+    dtype = torch.promote_types(x.dtype, torch.float32)
     count = x.numel() // x.shape[1]
+    if count and not torch.compiler.is_compiling():
+        # With running statistics, which are thrown away, it answers in their dtype.
+        running = x.new_zeros(2, x.shape[1], dtype=dtype)
+        mean, var = torch.batch_norm_update_stats(x, running[0], running[1], 0.0)
+        return torch.stack([mean, var * count, torch.full_like(mean, count)])
+    x = x.to(dtype)
+    axes = [0, *range(2, x.ndim)]
     mean = x.sum(axes, keepdim=True) / max(count, 1)  # a rank may hold no value at all
     squares = (x - mean).square().sum(axes)
     return torch.stack([mean.flatten(), squares, torch.full_like(squares, count)])
