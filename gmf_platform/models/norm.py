@@ -19,7 +19,7 @@ from gmf_platform.models.norm_functions import (
     normalise,
     statistics_of_all_ranks,
 )
-from gmf_platform.models.token_ops import Epilogue, linear, product
+from gmf_platform.models.token_ops import Epilogue, linear, product, without_autocast
 
 __all__ = [
     "BatchNorm",
@@ -225,8 +225,8 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last axis of a tensor."""
-        with torch.autocast(x.device.type, enabled=False):
-            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        with without_autocast(x.device.type):
             return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 

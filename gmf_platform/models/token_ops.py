@@ -12,6 +12,7 @@ Each function computes what its plain PyTorch form does, and says where it depar
 Under ``torch.compile`` the plain forms are used, which the compiler fuses by itself.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ __all__ = [
     "linear",
     "mlp",
     "product",
+    "without_autocast",
 ]
 
 Epilogue = Literal["none", "gelu", "hardswish"]
@@ -278,16 +280,24 @@ def _onednn_dtypes() -> frozenset[torch.dtype]:
     return frozenset({torch.float32} | bfloat16)
 
 
+def without_autocast(device: str) -> AbstractContextManager[None]:
+    """A context in which autocast leaves operations on a kind of device alone."""
+    if not _autocasts(device):
+        return nullcontext()
+    context: AbstractContextManager[None] = torch.autocast(device, enabled=False)
+    return context
+
+
 def _as_autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     """The tensors in the type that autocast has convolutions and products take."""
     assert tensors[0] is not None
     device = tensors[0].device.type
-    has_autocast = torch.amp.is_autocast_available(device)  # the meta device has not
-    if (
-        not has_autocast
-        or not torch.is_autocast_enabled(device)
-        or tensors[0].dtype == torch.float64
-    ):
+    if not _autocasts(device) or tensors[0].dtype == torch.float64:
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)
+
+
+def _autocasts(device: str) -> bool:
+    # The meta device has no autocast.
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
