@@ -282,7 +282,7 @@ def _onednn_dtypes() -> frozenset[torch.dtype]:
 
 def without_autocast(device: str) -> AbstractContextManager[None]:
     """A context in which autocast leaves operations on a kind of device alone."""
-    if not _autocasts(device):
+    if device == "meta":  # it has none
         return nullcontext()
     context: AbstractContextManager[None] = torch.autocast(device, enabled=False)
     return context
@@ -292,12 +292,12 @@ def _as_autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     """The tensors in the type that autocast has convolutions and products take."""
     assert tensors[0] is not None
     device = tensors[0].device.type
-    if not _autocasts(device) or tensors[0].dtype == torch.float64:
+    has_autocast = torch.amp.is_autocast_available(device)  # the meta device has not
+    if (
+        not has_autocast
+        or not torch.is_autocast_enabled(device)
+        or tensors[0].dtype == torch.float64
+    ):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)
-
-
-def _autocasts(device: str) -> bool:
-    # The meta device has no autocast.
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
