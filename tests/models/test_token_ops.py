@@ -165,3 +165,13 @@ def test_a_device_without_autocast():
     """Operations are counted on it."""
     x, weight = torch.empty(5, 3, device="meta"), torch.empty(7, 3, device="meta")
     assert product(x, weight).shape == (5, 7)
+
+
+@pytest.mark.parametrize(("fast", "plain", "shapes"), CASES)
+def test_the_way_of_other_devices(fast, plain, shapes, relative_error, monkeypatch):
+    """What a GPU takes, on the CPU."""
+    monkeypatch.setattr("gmf_platform.models.token_ops._on_cpu", lambda x: False)
+    tensors = drawn(*shapes)
+    expected = gradients(plain, tensors)
+    for value, reference in zip(gradients(fast, tensors), expected, strict=True):
+        assert relative_error(value, reference) < 1e-12
