@@ -24,6 +24,7 @@ from gmf_platform.distributed.order import (
     plan_batches,
 )
 from gmf_platform.errors import UserError, check_least
+from gmf_platform.ranges import NonNegativeInt, PositiveInt
 
 __all__ = ["BaseDataModule", "available_cpus", "default_workers"]
 
@@ -76,11 +77,11 @@ class BaseDataModule(LightningDataModule):
         self,
         root: str,
         *,
-        global_batch_size: int,
-        per_device_batch_size: int | None = None,
-        eval_batch_size: int = 1,
+        global_batch_size: PositiveInt,
+        per_device_batch_size: PositiveInt | None = None,
+        eval_batch_size: PositiveInt = 1,
         test_split: str = "validation",
-        num_workers: int | None = None,
+        num_workers: NonNegativeInt | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()

@@ -17,6 +17,7 @@ from datamodules.images import DataError
 from datamodules.labels import read_class_names
 from datamodules.layouts import check_coco
 from gmf_platform.errors import counted
+from gmf_platform.ranges import UnitInterval
 
 __all__ = ["COCO"]
 
@@ -53,7 +54,7 @@ class COCO(DetectionDataModule):
         val_annotations: str = "annotations/instances_val2017.json",
         images: str | None = None,
         annotations: str | None = None,
-        val_fraction: float | None = None,
+        val_fraction: UnitInterval | None = None,
         split_seed: int = 0,
         val_list: str | None = None,
         classes: list[str] | str | None = None,

@@ -31,6 +31,7 @@ from datamodules.transforms.detection import (
 )
 from gmf_platform.distributed.order import GroupedOrder, SampleOrder
 from gmf_platform.errors import UserError, counted
+from gmf_platform.ranges import NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
 
 __all__ = ["DetectionDataModule", "GroundTruth"]
 
@@ -86,19 +87,19 @@ class DetectionDataModule(BaseDataModule):
         self,
         root: str,
         *,
-        scale: tuple[int, int] = (1333, 800),
-        multi_scale: list[int] | None = None,
+        scale: tuple[PositiveInt, PositiveInt] = (1333, 800),
+        multi_scale: list[PositiveInt] | None = None,
         crop_branch: bool = False,
-        jitter: tuple[float, float] | None = None,
-        jitter_size: int = 1024,
-        copy_paste: float = 0.0,
-        flip: float = 0.5,
+        jitter: tuple[PositiveFloat, PositiveFloat] | None = None,
+        jitter_size: PositiveInt = 1024,
+        copy_paste: UnitInterval = 0.0,
+        flip: UnitInterval = 0.5,
         with_masks: bool = False,
         filter_empty: bool = True,
-        min_size: int = 32,
+        min_size: NonNegativeInt = 32,
         aspect_grouping: bool = True,
-        eval_scales: list[int] | None = None,
-        global_batch_size: int = 16,
+        eval_scales: list[PositiveInt] | None = None,
+        global_batch_size: PositiveInt = 16,
         **batching: Any,
     ) -> None:
         super().__init__(root, global_batch_size=global_batch_size, **batching)

@@ -35,6 +35,7 @@ from datamodules.transforms.classification import (
 from datamodules.val_labels import find_val_labels, read_val_labels
 from gmf_platform.distributed.order import SampleOrder
 from gmf_platform.errors import UserError
+from gmf_platform.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, UnitInterval
 
 __all__ = ["ImageNet"]
 
@@ -80,22 +81,22 @@ class ImageNet(BaseDataModule):
         self,
         root: str,
         *,
-        image_size: int = 224,
-        eval_resize: int | None = None,
-        scale: tuple[float, float] = (0.08, 1.0),
-        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        image_size: PositiveInt = 224,
+        eval_resize: PositiveInt | None = None,
+        scale: tuple[UnitInterval, UnitInterval] = (0.08, 1.0),
+        ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3),
         interpolation: Interpolation = "bicubic",
-        hflip: float = 0.5,
+        hflip: UnitInterval = 0.5,
         rand_augment: str | None = "rand-m9-mstd0.5-inc1",
-        color_jitter: float = 0.4,
+        color_jitter: NonNegativeFloat = 0.4,
         classes: list[str] | str | None = None,
         allow_empty_classes: bool = False,
-        val_fraction: float | None = None,
+        val_fraction: UnitInterval | None = None,
         split_seed: int = 0,
         val_list: str | None = None,
         val_labels: str | None = None,
-        global_batch_size: int = 512,
-        eval_batch_size: int = 100,
+        global_batch_size: PositiveInt = 512,
+        eval_batch_size: PositiveInt = 100,
         **batching: Any,
     ) -> None:
         super().__init__(

@@ -13,6 +13,7 @@ from datamodules.transforms.common_size import CommonSize
 from gmf_platform.distributed.order import BatchPlan, SampleKey
 from gmf_platform.distributed.turns import Turns
 from gmf_platform.errors import UserError, check_least, keys_of_task
+from gmf_platform.ranges import NonNegativeInt, PositiveInt
 
 __all__ = ["MultiTask"]
 
@@ -73,11 +74,11 @@ class MultiTask(BaseDataModule):
         self,
         tasks: dict[str, BaseDataModule],
         *,
-        joint_size: tuple[int, int] = (1333, 800),
+        joint_size: tuple[PositiveInt, PositiveInt] = (1333, 800),
         joint_scores: bool = True,
         turns: Turns | None = None,
-        eval_batch_size: int = 1,
-        num_workers: int | None = None,
+        eval_batch_size: PositiveInt = 1,
+        num_workers: NonNegativeInt | None = None,
         seed: int = 0,
     ) -> None:
         if not tasks:

@@ -33,6 +33,7 @@ from datamodules.pairs import Pairing
 from datamodules.transforms import AtCommonSize, Augmentation, eval_transform, train_transform
 from gmf_platform.distributed.order import SampleKey
 from gmf_platform.errors import UserError
+from gmf_platform.ranges import NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
 
 __all__ = [
     "ImageFiles",
@@ -218,13 +219,13 @@ class SegmentationDataModule(BaseDataModule):
         self,
         root: str,
         *,
-        crop_size: int = 512,
-        scale: tuple[int, int] = (2048, 512),
-        ratio_range: tuple[float, float] = (0.5, 2.0),
-        max_category_ratio: float = 0.75,
-        eval_ratios: list[float] | None = None,
-        check_masks: int = 200,
-        global_batch_size: int = 16,
+        crop_size: PositiveInt = 512,
+        scale: tuple[PositiveInt, PositiveInt] = (2048, 512),
+        ratio_range: tuple[PositiveFloat, PositiveFloat] = (0.5, 2.0),
+        max_category_ratio: UnitInterval = 0.75,
+        eval_ratios: list[PositiveFloat] | None = None,
+        check_masks: NonNegativeInt = 200,
+        global_batch_size: PositiveInt = 16,
         **batching: Any,
     ) -> None:
         super().__init__(root, global_batch_size=global_batch_size, **batching)

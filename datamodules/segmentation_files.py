@@ -12,6 +12,7 @@ from datamodules.layouts import check_files
 from datamodules.pairs import Pairing, find_file_pairs, read_pair_list
 from datamodules.segmentation import InspectablePairs, SegmentationDataModule
 from gmf_platform.errors import UserError
+from gmf_platform.ranges import UnitInterval
 
 __all__ = ["RGB", "SegmentationFiles", "make_code"]
 
@@ -57,7 +58,7 @@ class SegmentationFiles(SegmentationDataModule):
         pairs: str | None = None,
         classes: list[str] | str | None = None,
         palette: list[tuple[int, int, int]] | dict[str, tuple[int, int, int]] | None = None,
-        val_fraction: float | None = None,
+        val_fraction: UnitInterval | None = None,
         split_seed: int = 0,
         val_list: str | None = None,
         **settings: Any,

@@ -210,6 +210,8 @@ def _rows(
 
 def _row(name: str, parameter: Parameter, default: str | None) -> str:
     takes = ", ".join("a class" if kind == "class" else kind for kind in parameter.types)
+    if parameter.range is not None:
+        takes += f" ({parameter.range})"
     value = "must be given" if default is None else f"`{default}`"
     takes, words = (
         text.replace("|", "\\|").replace("[", "\\[") for text in (takes, parameter.words)

@@ -18,6 +18,7 @@ from gmf_platform.cluster.signals import are_handled, keep_handlers, requested_s
 from gmf_platform.distributed.checkpoint_io import keep_as, save_checkpoint
 from gmf_platform.errors import ExitCode, UserError, check_least
 from gmf_platform.models.norm import average_statistics
+from gmf_platform.ranges import NonNegativeInt, PositiveInt
 
 __all__ = ["RunCheckpoint"]
 
@@ -47,10 +48,10 @@ class RunCheckpoint(Checkpoint):
 
     def __init__(
         self,
-        every_n_steps: int = 1000,
+        every_n_steps: PositiveInt = 1000,
         monitor: str = "val/miou",
         mode: Literal["max", "min"] = "max",
-        max_idle_restarts: int = 5,
+        max_idle_restarts: NonNegativeInt = 5,
     ) -> None:
         super().__init__()
         check_least("checkpoint.every_n_steps", every_n_steps)

@@ -23,6 +23,7 @@ from gmf_platform.distributed.gradients import (
 )
 from gmf_platform.distributed.whole_state import whole_state_dict
 from gmf_platform.errors import ExitCode, UserError
+from gmf_platform.ranges import NonNegativeInt
 
 __all__ = ["Guard", "GuardMode"]
 
@@ -69,7 +70,7 @@ class Guard(Callback):
         UserError: ``max_skips`` is negative.
     """
 
-    def __init__(self, mode: GuardMode = "raise", max_skips: int = 10) -> None:
+    def __init__(self, mode: GuardMode = "raise", max_skips: NonNegativeInt = 10) -> None:
         super().__init__()
         if max_skips < 0:
             raise UserError(f"guard.max_skips: {max_skips} is not a number of steps")

@@ -13,6 +13,7 @@ from gmf_platform.callbacks.logger import RunLogger
 from gmf_platform.callbacks.samples import SampleNumbers
 from gmf_platform.distributed.collect import to_first
 from gmf_platform.evaluation.drawing import Compared, comparison
+from gmf_platform.ranges import NonNegativeInt
 
 __all__ = ["Pictures"]
 
@@ -36,7 +37,7 @@ class Pictures(Callback):
         count: images of a sheet; 0 for none.
     """
 
-    def __init__(self, count: int = 4) -> None:
+    def __init__(self, count: NonNegativeInt = 4) -> None:
         super().__init__()
         self.count = count
         self.path: Path | None = None

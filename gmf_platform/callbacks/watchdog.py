@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from gmf_platform.cluster.heartbeats import LOST, describe
 from gmf_platform.cluster.watchdog import WatchThread, tell
 from gmf_platform.errors import ExitCode, UserError
+from gmf_platform.ranges import NonNegativeFloat
 
 __all__ = ["Watchdog"]
 
@@ -35,7 +36,7 @@ class Watchdog(Callback):
         UserError: ``timeout_minutes`` is negative.
     """
 
-    def __init__(self, timeout_minutes: float = 20.0) -> None:
+    def __init__(self, timeout_minutes: NonNegativeFloat = 20.0) -> None:
         super().__init__()
         if timeout_minutes < 0:
             raise UserError(f"watchdog.timeout_minutes: {timeout_minutes} is no time")

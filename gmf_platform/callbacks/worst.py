@@ -13,6 +13,7 @@ from gmf_platform.distributed.collect import from_first, to_first
 from gmf_platform.errors import check_least
 from gmf_platform.evaluation.drawing import Compared, contact_sheet, palette
 from gmf_platform.evaluation.per_sample import Row, decisive_score
+from gmf_platform.ranges import NonNegativeInt, PositiveInt
 
 __all__ = ["Worst"]
 
@@ -45,7 +46,10 @@ class Worst(Callback):
     """
 
     def __init__(
-        self, count: int = 8, among: int = 500, by: Literal["score", "loss"] = "score"
+        self,
+        count: NonNegativeInt = 8,
+        among: PositiveInt = 500,
+        by: Literal["score", "loss"] = "score",
     ) -> None:
         super().__init__()
         check_least("worst.among", among)

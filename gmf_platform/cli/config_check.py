@@ -7,7 +7,9 @@ parser.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from difflib import get_close_matches
 from itertools import groupby
 
@@ -19,6 +21,7 @@ from gmf_platform.cli.class_source import find_class
 from gmf_platform.cli.signatures import Parameter, Signature, read_signature, signature_of
 from gmf_platform.cli.sources import Entry, Sources
 from gmf_platform.errors import UserError
+from gmf_platform.ranges import Range
 
 __all__ = [
     "CALLBACKS",
@@ -48,7 +51,11 @@ TOP_LEVEL = ("seed_everything", "trainer", "model", "data", "init_from", *CALLBA
 
 GENERAL = {
     "seed_everything": Parameter(
-        "seed_everything", ("int",), "0", words="of order, augmentation and initial weights."
+        "seed_everything",
+        ("int",),
+        "0",
+        words="of order, augmentation and initial weights.",
+        range=Range(0, 2**32 - 1),
     ),
     "init_from": Parameter(
         "init_from",
@@ -65,6 +72,16 @@ LINKED = {
     "model.class_names": "the data's classes",
 }
 """Keys that follow from others."""
+
+_RANGES = {
+    "trainer.check_val_every_n_epoch": Range(1),
+    "trainer.gradient_clip_val": Range(0),
+    "trainer.log_every_n_steps": Range(1),
+    "trainer.max_epochs": Range(-1),
+    "trainer.max_steps": Range(-1),
+    "trainer.num_sanity_val_steps": Range(-1),
+}
+"""Of keys whose class does not say it."""
 
 Classes = dict[str, Signature | None]
 """The class that each key configures; None: one that the source does not tell."""
@@ -213,6 +230,8 @@ def _check_keyless(entry: Entry, key: str, parameter: Parameter | None, classes:
             f"{entry.place}: {entry.key}: there is no task {name}{nearest(name, tasks)}"
         )
     if key in classes or (parameter is not None and (parameter.takes_keys or parameter.takes_list)):
+        if parameter is not None and not _in_range(entry.value, parameter):
+            raise _unexpected(entry, f"a number, {parameter.range}")
         return  # the parser knows, or says
     if parameter is not None:
         raise UserError(
@@ -226,8 +245,8 @@ def _check_keyless(entry: Entry, key: str, parameter: Parameter | None, classes:
 def _check_value(entry: Entry, parameter: Parameter | None, classes: Classes) -> None:
     """Refuse a value that is clearly of another type; what is doubtful is left to the parser."""
     value, parameter = entry.value, parameter or GENERAL.get(entry.key)
-    if entry.key == "seed_everything" and isinstance(value, int) and value not in range(2**32):
-        raise _unexpected(entry, "a number from 0 to 4294967295")
+    if parameter is not None and entry.key in _RANGES:
+        parameter = replace(parameter, range=_RANGES[entry.key])
     if parameter is None:
         is_path = entry.key in ("model", "data") and isinstance(entry.value, str)
         if "." not in entry.key and entry.key in classes and not (entry.mapping or is_path):
@@ -247,8 +266,27 @@ def _check_value(entry: Entry, parameter: Parameter | None, classes: Classes) ->
     else:  # what YAML reads as false may be the text off
         texts = [yaml.safe_load(choice) for choice in parameter.choices]
         fits = parameter.takes(value) or any(text is value for text in texts)
-    if not fits:
+    if not (fits and _in_range(value, parameter)):
         raise _unexpected(entry, parameter.expected, parameter.choices)
+
+
+def _in_range(value: object, parameter: Parameter) -> bool:
+    bounds = parameter.range
+    return bounds is None or all(number in bounds for number in _numbers(value))
+
+
+def _numbers(value: object) -> Iterator[float]:
+    match value:
+        case list():
+            for part in value:
+                yield from _numbers(part)
+        case dict():
+            yield from _numbers([*value.values()])
+        case bool():
+            return
+        case int() | float() | str():
+            with suppress(ValueError):  # any other text
+                yield float(value)
 
 
 def _example(key: str, classes: Classes) -> str:

@@ -140,7 +140,8 @@ def _lines(
 def _types(parameter: Parameter) -> str:
     if parameter.settings is not None:
         return "keys"
-    return "|".join(kind.replace(" ", "") for kind in parameter.types)
+    kinds = "|".join(kind.replace(" ", "") for kind in parameter.types)
+    return kinds if parameter.range is None else f"{kinds} ({parameter.range})"
 
 
 def _value(name: str, parameter: Parameter, sources: Sources) -> str:

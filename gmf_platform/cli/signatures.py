@@ -6,10 +6,12 @@ Read from the source, so that help and the check of keys need not wait for torch
 import ast
 import re
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache
 
 from gmf_platform.cli.class_source import ClassSource, Module, find_class
+from gmf_platform.ranges import Range
 
 __all__ = ["Parameter", "Signature", "read_signature"]
 
@@ -34,6 +36,7 @@ class Parameter:
         settings: the dataclass that its keys belong to, if its type is one.
         passed: of a factory, how many arguments it is called with; a config gives the others.
         given: by ``settings`` key, defaults that its own default gives.
+        range: that its numbers have to be in; None: any.
     """
 
     name: str
@@ -44,12 +47,14 @@ class Parameter:
     settings: ClassSource | None = None
     passed: int = 0
     given: tuple[tuple[str, str], ...] = ()
+    range: Range | None = None
 
     @property
     def expected(self) -> str:
         """What it takes, for the middle of a sentence."""
         words = ["a class (class_path: MODULE.CLASS)" if t == "class" else t for t in self.types]
-        return " or ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
+        kinds = " or ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
+        return kinds if self.range is None else f"{kinds} ({self.range})"
 
     @property
     def takes_null(self) -> bool:
@@ -186,8 +191,16 @@ def _parameter(
     settings = _settings(module, annotation) if annotation is not None else None
     text = None if default is None else _as_yaml(default)
     given = _given(module, default, settings) if settings and default is not None else ()
-    passed = _passed(module, annotation)
-    return Parameter(name, types, text, choices, settings=settings, passed=passed, given=given)
+    return Parameter(
+        name,
+        types,
+        text,
+        choices,
+        settings=settings,
+        passed=_passed(module, annotation),
+        given=given,
+        range=_range(module, annotation),
+    )
 
 
 def _types(module: Module, node: ast.expr | None, depth: int = 5) -> Iterator[str]:
@@ -222,13 +235,30 @@ def _named(module: Module, node: ast.expr, depth: int) -> Iterator[str]:
     if name in _SCALARS:
         yield name
     elif name in _MAPPINGS | _LISTS:
-        yield "any" if name in ("Any", "object") else ast.unparse(node)
+        yield (
+            "any"
+            if name in ("Any", "object")
+            else ast.unparse(_Plain(module).visit(deepcopy(node)))
+        )
     else:
         alias = module.find(name) if isinstance(node, ast.Name) and depth else None
         if alias is not None and not isinstance(alias[1], ast.ClassDef):
             yield from _types(alias[0], alias[1], depth - 1)
         else:
             yield "class"
+
+
+class _Plain(ast.NodeTransformer):
+    """Puts ``int`` where a type says ``PositiveInt``."""
+
+    def __init__(self, module: Module) -> None:
+        self.module = module
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        match self.module.find(node.id):
+            case _, ast.Subscript(kind, ast.Tuple([plain, _])) if _last(kind) == "Annotated":
+                return plain
+        return node
 
 
 def _passed(module: Module, node: ast.expr | None) -> int:
@@ -246,6 +276,29 @@ def _passed(module: Module, node: ast.expr | None) -> int:
             return _passed(*alias) if alias is not None and known else 0  # type: ignore[arg-type]
         case _:
             return 0
+
+
+def _range(module: Module, node: ast.expr | None, depth: int = 5) -> Range | None:
+    """The range of a type's numbers, also of those in a list; the first that is found."""
+    match node:
+        case ast.Subscript(kind, ast.Tuple([_, ast.Call(called, bounds, named)])) if (
+            _last(kind) == "Annotated" and _last(called) == "Range"
+        ):
+            keywords = {k.arg: ast.literal_eval(k.value) for k in named if k.arg is not None}
+            return Range(*map(ast.literal_eval, bounds), **keywords)
+        case ast.BinOp(left, ast.BitOr(), right):
+            parts = [left, right]
+        case ast.Subscript(_, ast.Tuple(parts)):
+            pass
+        case ast.Subscript(_, inner):
+            parts = [inner]
+        case ast.Name(name):
+            alias = module.find(name) if depth else None
+            known = alias is not None and not isinstance(alias[1], ast.ClassDef)
+            return _range(*alias, depth - 1) if alias is not None and known else None  # type: ignore[arg-type]
+        case _:
+            return None
+    return next(filter(None, (_range(module, part, depth) for part in parts)), None)
 
 
 def _settings(module: Module, node: ast.expr) -> ClassSource | None:

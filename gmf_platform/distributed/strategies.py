@@ -23,6 +23,7 @@ from gmf_platform.distributed.group import join_group
 from gmf_platform.distributed.sharding import shard
 from gmf_platform.distributed.zero_folders import to_universal, zero_processes
 from gmf_platform.errors import UserError
+from gmf_platform.ranges import NonNegativeInt, PositiveFloat
 
 __all__ = ["DDP", "FSDP", "ZeRO", "saves_folders"]
 
@@ -50,7 +51,7 @@ class DDP(DDPStrategy):
         self,
         *,
         static_graph: bool = False,
-        timeout_minutes: float = 30.0,
+        timeout_minutes: PositiveFloat = 30.0,
         process_group_backend: str | None = None,
     ) -> None:
         super().__init__(
@@ -86,9 +87,9 @@ class FSDP(ModelParallelStrategy):
         self,
         *,
         compute: Literal["auto", "float32", "bfloat16"] = "auto",
-        min_unit_parameters: int = 100_000,
+        min_unit_parameters: NonNegativeInt = 100_000,
         sharded_checkpoints: bool = False,
-        timeout_minutes: float = 30.0,
+        timeout_minutes: PositiveFloat = 30.0,
         process_group_backend: str | None = None,
     ) -> None:
         super().__init__(
@@ -198,8 +199,8 @@ class ZeRO(DeepSpeedStrategy):
         stage: Literal[1, 2, 3] = 2,
         autocast: Literal["bfloat16", "float16", "none"] = "bfloat16",
         offload_optimizer: bool = False,
-        persistence_threshold: int = 100_000,
-        timeout_minutes: float = 30.0,
+        persistence_threshold: NonNegativeInt = 100_000,
+        timeout_minutes: PositiveFloat = 30.0,
         process_group_backend: str | None = None,
     ) -> None:
         _prepare_import()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from gmf_platform.errors import UserError
+from gmf_platform.ranges import NonNegativeFloat
 
 __all__ = ["BySize", "Ratios", "RoundRobin", "Turns"]
 
@@ -56,7 +57,7 @@ class Ratios(Turns):
         ratios: of each task, of any sum: ``{cls: 2, seg: 1}`` is two steps in three for ``cls``.
     """
 
-    def __init__(self, ratios: dict[str, float]) -> None:
+    def __init__(self, ratios: dict[str, NonNegativeFloat]) -> None:
         self.ratios = ratios
 
     def shares(self, sizes: Mapping[str, int]) -> dict[str, float]:
@@ -83,7 +84,7 @@ class BySize(Turns):
         power: 1 in proportion to the size, 0 the same share each.
     """
 
-    def __init__(self, power: float = 1.0) -> None:
+    def __init__(self, power: NonNegativeFloat = 1.0) -> None:
         self.power = power
 
     def shares(self, sizes: Mapping[str, int]) -> dict[str, float]:

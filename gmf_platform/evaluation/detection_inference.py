@@ -18,6 +18,7 @@ from gmf_platform.evaluation.segmentation import Size
 from gmf_platform.models.detector import Detector
 from gmf_platform.models.heads.detection import Detections
 from gmf_platform.models.heads.detection.selection import suppress
+from gmf_platform.ranges import PositiveInt, UnitInterval
 
 __all__ = ["DetectionInference", "DetectionTestTimeAugmentation"]
 
@@ -76,7 +77,9 @@ class DetectionTestTimeAugmentation(DetectionInference):
         UserError: a number is out of its range.
     """
 
-    def __init__(self, *, flip: bool = True, max_overlap: float = 0.5, number: int = 100) -> None:
+    def __init__(
+        self, *, flip: bool = True, max_overlap: UnitInterval = 0.5, number: PositiveInt = 100
+    ) -> None:
         if not 0 < max_overlap <= 1:
             raise UserError(
                 f"model.inference: max_overlap must be over 0 and at most 1, not {max_overlap}"

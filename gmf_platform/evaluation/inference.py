@@ -17,6 +17,7 @@ from gmf_platform.evaluation.segmentation import (
     sampled_loss,
 )
 from gmf_platform.models.segmenter import Segmenter
+from gmf_platform.ranges import PositiveInt
 
 __all__ = ["Inference", "OneScale", "SlidingWindow", "TestTimeAugmentation", "WholeImage"]
 
@@ -127,7 +128,9 @@ class SlidingWindow(OneScale):
         UserError: a number is out of its range.
     """
 
-    def __init__(self, *, crop: int = 512, stride: int = 341, batch_size: int = 8) -> None:
+    def __init__(
+        self, *, crop: PositiveInt = 512, stride: PositiveInt = 341, batch_size: PositiveInt = 8
+    ) -> None:
         if not 0 < stride <= crop:
             raise UserError(
                 f"model.inference: stride {stride} must be 1 to crop {crop}, or pixels between "

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gmf_platform.errors import UserError
+from gmf_platform.ranges import NonNegativeFloat, PositiveFloat, UnitInterval
 
 __all__ = ["BatchAugment", "BatchChange"]
 
@@ -78,13 +79,13 @@ class BatchAugment:
     def __init__(
         self,
         *,
-        mixup_alpha: float = 0.8,
-        cutmix_alpha: float = 1.0,
-        mix_probability: float = 1.0,
-        cutmix_probability: float = 0.5,
-        erase_probability: float = 0.25,
-        erase_area: tuple[float, float] = (0.02, 1 / 3),
-        erase_aspect: tuple[float, float] = (0.3, 1 / 0.3),
+        mixup_alpha: NonNegativeFloat = 0.8,
+        cutmix_alpha: NonNegativeFloat = 1.0,
+        mix_probability: UnitInterval = 1.0,
+        cutmix_probability: UnitInterval = 0.5,
+        erase_probability: UnitInterval = 0.25,
+        erase_area: tuple[UnitInterval, UnitInterval] = (0.02, 1 / 3),
+        erase_aspect: tuple[PositiveFloat, PositiveFloat] = (0.3, 1 / 0.3),
     ) -> None:
         self.mixup_alpha, self.cutmix_alpha = mixup_alpha, cutmix_alpha
         self.mix_probability, self.cutmix_probability = mix_probability, cutmix_probability

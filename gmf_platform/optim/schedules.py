@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from gmf_platform.errors import UserError
+from gmf_platform.ranges import NonNegativeFloat, NonNegativeInt, PositiveFloat, UnitInterval
 
 __all__ = ["Cosine", "MultiStep", "Polynomial", "Schedule"]
 
@@ -44,10 +45,10 @@ class Polynomial(Schedule):
     def __init__(
         self,
         *,
-        warmup_steps: int = 1500,
-        warmup_ratio: float = 1e-6,
-        power: float = 1.0,
-        min_factor: float = 0.0,
+        warmup_steps: NonNegativeInt = 1500,
+        warmup_ratio: UnitInterval = 1e-6,
+        power: NonNegativeFloat = 1.0,
+        min_factor: UnitInterval = 0.0,
     ) -> None:
         self.warmup_steps, self.warmup_ratio = warmup_steps, warmup_ratio
         self.power, self.min_factor = power, min_factor
@@ -75,10 +76,10 @@ class MultiStep(Schedule):
     def __init__(
         self,
         *,
-        milestones: Sequence[float] = (8, 11),
-        gamma: float = 0.1,
-        warmup_steps: int = 500,
-        warmup_ratio: float = 1e-3,
+        milestones: Sequence[NonNegativeFloat] = (8, 11),
+        gamma: PositiveFloat = 0.1,
+        warmup_steps: NonNegativeInt = 500,
+        warmup_ratio: UnitInterval = 1e-3,
     ) -> None:
         self.milestones, self.gamma = tuple(milestones), gamma
         self.warmup_steps, self.warmup_ratio = warmup_steps, warmup_ratio
@@ -110,10 +111,10 @@ class Cosine(Schedule):
     def __init__(
         self,
         *,
-        warmup_epochs: float | None = None,
-        warmup_steps: int | None = None,
-        warmup_factor: float = 1e-3,
-        min_factor: float = 1e-2,
+        warmup_epochs: NonNegativeFloat | None = None,
+        warmup_steps: NonNegativeInt | None = None,
+        warmup_factor: UnitInterval = 1e-3,
+        min_factor: UnitInterval = 1e-2,
     ) -> None:
         if warmup_epochs is not None and warmup_steps is not None:
             raise UserError(

@@ -28,6 +28,7 @@ from gmf_platform.optim import (
     parameter_groups,
     scale_learning_rates,
 )
+from gmf_platform.ranges import NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
 
 __all__ = ["BaseTask", "HeadFactory", "NormMode", "unpadded"]
 
@@ -88,11 +89,11 @@ class BaseTask(LightningModule):
         *,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         schedule: Schedule | None = None,
-        lr_for_batch_size: int | None = None,
+        lr_for_batch_size: PositiveInt | None = None,
         decay_norms_and_biases: bool = False,
-        layer_decay: float | None = None,
-        lr_factors: dict[str, float] | None = None,
-        frozen_stages: int = 0,
+        layer_decay: UnitInterval | None = None,
+        lr_factors: dict[str, PositiveFloat] | None = None,
+        frozen_stages: NonNegativeInt = 0,
         norm: NormMode = "sync",
         compile: bool = False,
         seed: int = 0,

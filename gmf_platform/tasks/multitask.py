@@ -16,6 +16,7 @@ from gmf_platform.evaluation.relative_gain import read_scores, relative_gain
 from gmf_platform.models.joint import JointModel, Part
 from gmf_platform.models.norm import statistics_estimated
 from gmf_platform.optim.balancing import Balancing, BalancingFactory, FixedWeights
+from gmf_platform.ranges import NonNegativeInt
 from gmf_platform.tasks.base import BaseTask
 from gmf_platform.tasks.parts import TaskFactory, check_partners, classes_by_task
 
@@ -62,7 +63,7 @@ class MultiTask(BaseTask):
         balancing: BalancingFactory = FixedWeights,
         frozen_tasks: list[str] | None = None,
         norm_statistics: Literal["shared", "per_task"] = "shared",
-        statistics_batches: int = 64,
+        statistics_batches: NonNegativeInt = 64,
         single_task: dict[str, float] | str | None = None,
         **training: Any,
     ) -> None:

@@ -13,6 +13,7 @@ from gmf_platform.evaluation.per_sample import Row, segmentation_row
 from gmf_platform.models.heads.kind import check_head
 from gmf_platform.models.losses import CrossEntropy
 from gmf_platform.models.segmenter import Segmenter
+from gmf_platform.ranges import NonNegativeFloat
 from gmf_platform.tasks.base import BaseTask, HeadFactory, unpadded
 
 __all__ = ["SegmentationTask"]
@@ -42,7 +43,7 @@ class SegmentationTask(BaseTask):
         backbone: nn.Module,
         decode_head: HeadFactory,
         auxiliary_head: HeadFactory | None = None,
-        auxiliary_weight: float = 0.4,
+        auxiliary_weight: NonNegativeFloat = 0.4,
         loss: nn.Module | None = None,
         inference: Inference | None = None,
         **training: Any,

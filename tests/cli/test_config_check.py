@@ -1,11 +1,15 @@
 import argparse
+import re
 
 import pytest
 
 from gmf_platform.cli.arguments import Arguments, find_config, shipped_folder
-from gmf_platform.cli.config_check import check_keys, checked
+from gmf_platform.cli.config_check import LINKED, check_keys, checked, classes_of
+from gmf_platform.cli.signatures import signature_of
 from gmf_platform.cli.sources import Sources
 from gmf_platform.errors import UserError
+
+OURS = ("gmf_platform.", "datamodules.")
 
 
 # An unknown key at each level, in an overlay, on the command line; the nearest known one.
@@ -41,21 +45,32 @@ def test_unknown_key(gmf, base, tmp_path, text, line, key, near):
 
 # What the source of the classes tells: key, value, what is said of it.
 TOLD = [
-    ("data.crop_size", "many", "expected int, not 'many'"),
-    ("data.crop_size", "null", "expected int, not null"),
-    ("data.crop_size", "1.5", "expected int, not 1.5"),
-    ("data.crop_size", "[3]", "expected int, not [3]"),
-    ("trainer.max_steps", "", "expected int, not null"),
+    ("data.crop_size", "many", "expected int (1 or more), not 'many'"),
+    ("data.crop_size", "null", "expected int (1 or more), not null"),
+    ("data.crop_size", "1.5", "expected int (1 or more), not 1.5"),
+    ("data.crop_size", "[3]", "expected int (1 or more), not [3]"),
+    ("trainer.max_steps", "", "expected int (-1 or more), not null"),
     ("trainer.precision", "bf17", "bf16 or null, not 'bf17'; did you mean 'bf16'?"),
     ("model.backbone", "null", "expected a class (class_path: MODULE.CLASS), not null"),
     ("model.backbone.variant", "tinny", "or large, not 'tinny'; did you mean 'tiny'?"),
     ("model.norm", "synced", "expected sync, train or frozen, not 'synced'; did you mean 'sync'?"),
-    ("model.layer_decay", "a lot", "expected float or null, not 'a lot'"),
+    ("model.layer_decay", "a lot", "expected float or null (0 to 1), not 'a lot'"),
     ("model.decode_head", "3", "expected a class (class_path: MODULE.CLASS), not 3"),
     ("model.backbone", "[a]", "expected a class (class_path: MODULE.CLASS), not ['a']"),
     ("trainer.strategy", "gmf_platform.distributed.FSDP", "is set by trainer.strategy.class_path"),
-    ("seed_everything", "true", "expected int, not True"),
-    ("seed_everything", "-1", "expected a number from 0 to 4294967295, not -1"),
+    ("seed_everything", "true", "expected int (0 to 4294967295), not True"),
+    ("seed_everything", "-1", "expected int (0 to 4294967295), not -1"),
+    ("data.crop_size", "0", "expected int (1 or more), not 0"),
+    ("data.max_category_ratio", "3", "expected float (0 to 1), not 3"),
+    ("data.scale", "[2048, -512]", "expected tuple[int, int] (1 or more), not [2048, -512]"),
+    (
+        "model.schedule.power",
+        "-1e-1",
+        "expected float (0 or more), not '-1e-1'",
+    ),  # text in YAML 1.1
+    ("model.layer_decay", ".nan", "expected float or null (0 to 1), not nan"),
+    ("model.lr_factors.backbone", "-1", "expected a number, above 0, not -1"),
+    ("trainer.gradient_clip_val", "-1", "expected int, float or null (0 or more), not -1"),
     ("model.loss", "torch.nn.CrossEntropy", "in torch.nn; did you mean 'CrossEntropyLoss'?"),
     ("model.schedule", "gmf_platform.optim.Uncertaintyy", "'gmf_platform.optim.balancing.Uncer"),
     ("checkpoint", "3", "expected keys of checkpoint, e.g. every_n_steps: VALUE, not 3"),
@@ -152,12 +167,34 @@ def test_settings_are_followed_into_dataclasses(tmp_path):
     configs = [find_config("det_coco_mask_rcnn"), tmp_path / "over.yaml"]
     with pytest.raises(UserError, match="Matcher has no 'positiv'; did you mean 'positive'"):
         checked(Arguments(argparse.Namespace(), configs, []))
+    key = "model.head.rpn.matcher.positive"
+    with pytest.raises(UserError, match=rf"{key}: expected float \(0 to 1\), not 7"):
+        checked(Arguments(argparse.Namespace(), configs[:1], [(key, "7")]))
+
+
+def test_every_number_has_a_range():
+    """But for these, of which any will do, or which are checked as a whole."""
+    free = {"split_seed", "index", "allowed_border", "single_task", "in_channels", "num_classes"}
+    for path in sorted(shipped_folder("configs").glob("*.yaml")):
+        signatures = classes_of(Sources(Arguments(argparse.Namespace(), [path], []))).values()
+        unseen = [s for s in signatures if s is not None and s.path.startswith(OURS)]
+        assert unseen
+        while unseen:
+            for parameter in unseen.pop().parameters.values():
+                unseen += [signature_of(parameter.settings)] if parameter.settings else []
+                is_number = any(re.search("int|float", kind) for kind in parameter.types)
+                if is_number and f"model.{parameter.name}" not in LINKED:
+                    assert parameter.range or parameter.name in free, parameter
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
         ("model.schedule.power", "1e-1"),  # a text to YAML 1.1, as the next
+        ("model.decode_head.dropout", "1"),
+        ("model.decode_head.dropout", "0.0"),
+        ("data.num_workers", "null"),
+        ("trainer.max_epochs", "-1"),
         ("model.optimizer.lr", "1.5e4"),
         ("model.schedule", "null"),
         ("model.lr_factors", "{backbone: 0.1}"),

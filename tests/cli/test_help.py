@@ -19,12 +19,15 @@ def test_help_lists_the_keys_of_the_config(gmf, base, verb):
     assert re.search(
         r"^model: SegmentationTask\. Trains a backbone with a decode head", out, re.MULTILINE
     )
-    assert "  --model.auxiliary_weight float = 0.4\n        of the auxiliary head's loss.\n" in out
+    assert (
+        "  --model.auxiliary_weight float (0 or more) = 0.4\n        of the auxiliary head's loss.\n"
+        in out
+    )
     assert "  --model.norm sync|train|frozen = sync\n" in out
     # Set by the overlay, with the default beside it.
-    assert "  --model.decode_head.channels int = 16 (default 512)\n" in out
-    assert "  --data.crop_size int = 64 (default 512)\n" in out
-    assert "  --checkpoint.every_n_steps int = 2 (default 1000)\n" in out
+    assert "  --model.decode_head.channels int (1 or more) = 16 (default 512)\n" in out
+    assert "  --data.crop_size int (1 or more) = 64 (default 512)\n" in out
+    assert "  --checkpoint.every_n_steps int (1 or more) = 2 (default 1000)\n" in out
     assert "  --model.optimizer.lr float|class = 0.001\n" in out
     # What the code gives is not asked for.
     for key in ("model.class_names", "model.seed", "data.seed", "model.decode_head.in_channels"):
@@ -43,13 +46,13 @@ def test_help_follows_overrides(gmf):
 
 def test_help_goes_into_settings(gmf):
     out = gmf("fit", "--config", "det_coco_faster_rcnn", "--help").out
-    assert "  --model.head.rpn.matcher.positive float = 0.7" in out
+    assert "  --model.head.rpn.matcher.positive float (0 to 1) = 0.7" in out
 
 
 def test_help_of_joint_training(gmf):
     out = gmf("fit", "--config", "multitask", "--model.tasks.cls", "null", "--help").out
     assert "\nmodel.tasks.seg: SegmentationTask." in out
-    assert "  --model.tasks.seg.decode_head.channels int = 512\n" in out
+    assert "  --model.tasks.seg.decode_head.channels int (1 or more) = 512\n" in out
     assert "  --data.tasks.det.with_masks bool = true (default false)\n" in out
     assert "  --model.norm sync|train|frozen = sync\n" in out
     # What is trained how is said once, and not of each task; a task that was taken out is not shown.
@@ -77,7 +80,7 @@ def test_help_of_a_users_own_class(gmf, base, modules):
 
 def test_help_of_a_run(gmf, trained):
     out = gmf("validate", "--run", trained.path, "--help").out
-    assert "  --data.crop_size int = 64 (default 512)\n" in out
+    assert "  --data.crop_size int (1 or more) = 64 (default 512)\n" in out
 
 
 def test_help_with_a_config_is_quick():

@@ -114,6 +114,21 @@ class Thing(Base):
 """
 
 
+NUMBERS = """
+from typing import Annotated, Literal, Optional
+from gmf_platform.ranges import PositiveFloat, Range, UnitInterval
+from bounds_of_mine import Whole
+
+Own = Annotated[int, Range(-2, most=3.5)]
+
+class First:
+    def __init__(self, whole: Whole, shares: Optional[list[UnitInterval]], pair: tuple[Own, float],
+                 by_name: dict[str, PositiveFloat], plain: int, words: Literal["slow", "fast"]): ...
+
+class Second(First): ...
+"""
+
+
 @pytest.fixture
 def thing(modules):
     modules("things_of_mine", SOURCE)
@@ -171,6 +186,24 @@ def test_what_a_parameter_takes(thing, name, takes, not_takes):
 def test_expected(thing):
     assert thing.parameters["maker"].expected == "a class (class_path: MODULE.CLASS) or null"
     assert thing.parameters["mode"].expected == "slow or fast"
+
+
+def test_ranges(modules):
+    modules("bounds_of_mine", "from gmf_platform.ranges import PositiveInt as Whole\n")
+    modules("numbers_of_mine", NUMBERS)
+    for name in ("numbers_of_mine.First", "numbers_of_mine.Second"):  # of one module, read once
+        told = {
+            p.name: (" | ".join(p.types), p.range and str(p.range))
+            for p in read_signature(name).parameters.values()
+        }
+        assert told == {
+            "whole": ("int", "1 or more"),
+            "shares": ("list[float] | null", "0 to 1"),
+            "pair": ("tuple[int, float]", "-2 to 3.5"),
+            "by_name": ("dict[str, float]", "above 0"),
+            "plain": ("int", None),
+            "words": ("slow | fast", None),
+        }
 
 
 def test_classes_are_found_through_imports(modules):

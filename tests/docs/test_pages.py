@@ -130,6 +130,8 @@ def test_the_page_of_keys_has_every_class_that_shipped_configs_name():
         for path in re.findall(r"class_path: ((?:gmf_platform|datamodules)\.\S+)", file.read_text())
     }
     assert {path for path in named if f"`{path}`: " not in text} == set()
-    assert "| `crop_size` | int | `512` | side of the training crops, pixels. |" in text
-    assert r"| `rpn.anchors.strides` | tuple\[int, ...] | `[4, 8, 16, 32, 64]` |" in text
+    assert "| `crop_size` | int (1 or more) | `512` | side of the training crops, pixels. |" in text
+    assert (
+        r"| `rpn.anchors.strides` | tuple\[int, ...] (1 or more) | `[4, 8, 16, 32, 64]` |" in text
+    )
     assert "class_names" not in text

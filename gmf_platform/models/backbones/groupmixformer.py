@@ -20,6 +20,7 @@ from gmf_platform.models.backbones.group_mix_attention import (
 )
 from gmf_platform.models.norm import BatchNorm, LayerNorm, statistics_kept
 from gmf_platform.models.token_ops import depthwise, mlp
+from gmf_platform.ranges import PositiveFloat, PositiveInt, UnitInterval
 
 __all__ = ["VARIANTS", "GroupMixFormer", "Layout", "Variant"]
 
@@ -87,21 +88,21 @@ class GroupMixFormer(nn.Module):
         self,
         variant: Variant = "tiny",
         *,
-        drop_path: float | None = None,
+        drop_path: UnitInterval | None = None,
         checkpointing: bool = False,
-        embedding_dims: tuple[int, ...] | None = None,
-        depths: tuple[int, ...] | None = None,
-        mlp_ratios: tuple[float, ...] | None = None,
-        kernel_sizes: tuple[int, ...] = (3, 5, 7),
+        embedding_dims: tuple[PositiveInt, ...] | None = None,
+        depths: tuple[PositiveInt, ...] | None = None,
+        mlp_ratios: tuple[PositiveFloat, ...] | None = None,
+        kernel_sizes: tuple[PositiveInt, ...] = (3, 5, 7),
         local_branch: bool = True,
         aggregated: Aggregated = "qkv",
         relative_positions: bool = True,
     ) -> None:
         super().__init__()
         layout = VARIANTS[variant]
-        dims = tuple(embedding_dims or layout.embedding_dims)
-        depths = tuple(depths or layout.depths)
-        ratios = tuple(mlp_ratios or layout.mlp_ratios)
+        dims = tuple(layout.embedding_dims if embedding_dims is None else embedding_dims)
+        depths = tuple(layout.depths if depths is None else depths)
+        ratios = tuple(layout.mlp_ratios if mlp_ratios is None else mlp_ratios)
         if not len(dims) == len(depths) == len(ratios) == len(self.strides):
             raise UserError(
                 f"GroupMixFormer has {len(self.strides)} stages, but was given embedding_dims="

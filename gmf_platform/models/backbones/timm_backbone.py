@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gmf_platform.errors import UserError
 from gmf_platform.models.backbones.timm_parts import exchange_batch_norms, layers_by_stage
 from gmf_platform.models.normalize import IMAGENET_MEAN, IMAGENET_STD
+from gmf_platform.ranges import PositiveInt, UnitInterval
 
 __all__ = ["TimmBackbone"]
 
@@ -70,9 +71,9 @@ class TimmBackbone(nn.Module):
         name: str,
         *,
         pretrained: bool = False,
-        drop_path: float | None = None,
+        drop_path: UnitInterval | None = None,
         output_norm: bool | Literal["auto"] = "auto",
-        divisor: int = 32,
+        divisor: PositiveInt = 32,
         options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()

@@ -11,6 +11,7 @@ from gmf_platform.models.heads.detection.rpn import RPN, RPNSettings
 from gmf_platform.models.heads.detection.selection import Selection
 from gmf_platform.models.heads.detection.two_stage import TwoStageHead
 from gmf_platform.models.necks.fpn import FPN
+from gmf_platform.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 __all__ = ["CascadeMaskRCNN"]
 
@@ -63,12 +64,12 @@ class CascadeMaskRCNN(TwoStageHead):
         num_classes: int,
         *,
         masks: bool = True,
-        channels: int = 256,
-        width: int = 1024,
+        channels: PositiveInt = 256,
+        width: PositiveInt = 1024,
         rpn: RPNSettings = RPN_SETTINGS,
         stages: Sequence[BoxSettings] = STAGES,
-        stage_weights: Sequence[float] = STAGE_WEIGHTS,
-        sampling_ratio: int = 0,
+        stage_weights: Sequence[NonNegativeFloat] = STAGE_WEIGHTS,
+        sampling_ratio: NonNegativeInt = 0,
         aligned: bool = True,
         binary_mask_targets: bool = True,
         selection: Selection = SELECTION,

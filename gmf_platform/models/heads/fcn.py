@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from gmf_platform.errors import UserError
 from gmf_platform.models.heads.blocks import ConvNormAct, PixelClassifier
+from gmf_platform.ranges import NonNegativeInt, PositiveInt, UnitInterval
 
 __all__ = ["FCNHead"]
 
@@ -33,9 +34,9 @@ class FCNHead(PixelClassifier):
         num_classes: int,
         *,
         index: int = 2,
-        channels: int = 256,
-        num_convs: int = 1,
-        dropout: float = 0.1,
+        channels: PositiveInt = 256,
+        num_convs: NonNegativeInt = 1,
+        dropout: UnitInterval = 0.1,
     ) -> None:
         super().__init__(channels, num_classes, dropout)
         last = len(in_channels) - 1

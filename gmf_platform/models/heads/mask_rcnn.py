@@ -10,6 +10,7 @@ from gmf_platform.models.heads.detection.rpn import RPN, RPNSettings
 from gmf_platform.models.heads.detection.selection import Selection
 from gmf_platform.models.heads.detection.two_stage import TwoStageHead
 from gmf_platform.models.necks.fpn import FPN
+from gmf_platform.ranges import NonNegativeInt, PositiveInt
 
 __all__ = ["MaskRCNN"]
 
@@ -41,11 +42,11 @@ class MaskRCNN(TwoStageHead):
         in_channels: Sequence[int],
         num_classes: int,
         *,
-        channels: int = 256,
-        width: int = 1024,
+        channels: PositiveInt = 256,
+        width: PositiveInt = 1024,
         rpn: RPNSettings = RPN_SETTINGS,
         box: BoxSettings = BOX_SETTINGS,
-        sampling_ratio: int = 0,
+        sampling_ratio: NonNegativeInt = 0,
         aligned: bool = True,
         binary_mask_targets: bool = True,
         selection: Selection = SELECTION,

@@ -14,6 +14,7 @@ from gmf_platform.models.heads.detection.losses import LossSum, focal_loss, mean
 from gmf_platform.models.heads.detection.matching import Matcher, match_anchors
 from gmf_platform.models.heads.detection.selection import Detections, Selection
 from gmf_platform.models.necks.fpn import FPN
+from gmf_platform.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt, UnitInterval
 
 __all__ = ["RetinaNet"]
 
@@ -45,6 +46,9 @@ class RetinaNet(nn.Module):
         candidates: Boxes of a level and an image that are looked at for detections.
         selection: Which of them become detections.
         relu_in_pyramid: ReLU between the convolutions that make P6 and P7 (torchvision).
+
+    Raises:
+        UserError: The anchors' strides are not those of the pyramid's maps.
     """
 
     def __init__(
@@ -52,19 +56,20 @@ class RetinaNet(nn.Module):
         in_channels: Sequence[int],
         num_classes: int,
         *,
-        channels: int = 256,
-        num_convs: int = 4,
+        channels: PositiveInt = 256,
+        num_convs: NonNegativeInt = 4,
         anchors: Anchors = ANCHORS,
         matcher: Matcher = MATCHER,
-        alpha: float = 0.25,
-        gamma: float = 2.0,
-        beta: float = 0.0,
+        alpha: UnitInterval = 0.25,
+        gamma: NonNegativeFloat = 2.0,
+        beta: NonNegativeFloat = 0.0,
         normalizer: Literal["batch", "image"] = "batch",
-        candidates: int = 1000,
+        candidates: PositiveInt = 1000,
         selection: Selection = SELECTION,
         relu_in_pyramid: bool = False,
     ) -> None:
         super().__init__()
+        anchors.check_strides(ANCHORS.strides)
         self.num_classes = num_classes
         self.anchors, self.matcher, self.coder = anchors, matcher, BoxCoder()
         self.alpha, self.gamma, self.beta = alpha, gamma, beta

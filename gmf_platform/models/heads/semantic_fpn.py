@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from gmf_platform.models.heads.blocks import ConvNormAct, PixelClassifier, resize_to
 from gmf_platform.models.necks.fpn import FPN
+from gmf_platform.ranges import PositiveInt, UnitInterval
 
 __all__ = ["SemanticFPN", "SemanticFPNHead"]
 
@@ -29,8 +30,8 @@ class SemanticFPNHead(PixelClassifier):
         in_channels: Sequence[int],
         num_classes: int,
         *,
-        channels: int = 128,
-        dropout: float = 0.1,
+        channels: PositiveInt = 128,
+        dropout: UnitInterval = 0.1,
     ) -> None:
         super().__init__(channels, num_classes, dropout)
         self.scale_heads = nn.ModuleList(
@@ -72,9 +73,9 @@ class SemanticFPN(nn.Module):
         in_channels: Sequence[int],
         num_classes: int,
         *,
-        fpn_channels: int = 256,
-        channels: int = 128,
-        dropout: float = 0.1,
+        fpn_channels: PositiveInt = 256,
+        channels: PositiveInt = 128,
+        dropout: UnitInterval = 0.1,
     ) -> None:
         super().__init__()
         self.neck = FPN(in_channels, channels=fpn_channels)

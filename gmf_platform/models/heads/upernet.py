@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gmf_platform.models.heads.blocks import ConvNormAct, PixelClassifier, resize_to
+from gmf_platform.ranges import PositiveInt, UnitInterval
 
 __all__ = ["UPerNet"]
 
@@ -29,9 +30,9 @@ class UPerNet(PixelClassifier):
         in_channels: Sequence[int],
         num_classes: int,
         *,
-        channels: int = 512,
-        pool_scales: Sequence[int] = (1, 2, 3, 6),
-        dropout: float = 0.1,
+        channels: PositiveInt = 512,
+        pool_scales: Sequence[PositiveInt] = (1, 2, 3, 6),
+        dropout: UnitInterval = 0.1,
     ) -> None:
         super().__init__(channels, num_classes, dropout)
         *fine, coarsest = in_channels

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gmf_platform.errors import UserError
+from gmf_platform.ranges import NonNegativeFloat, UnitInterval
 
 __all__ = ["SoftTargetCrossEntropy"]
 
@@ -30,7 +31,10 @@ class SoftTargetCrossEntropy(nn.Module):
     class_weights: Tensor | None
 
     def __init__(
-        self, *, label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None
+        self,
+        *,
+        label_smoothing: UnitInterval = 0.0,
+        class_weights: Sequence[NonNegativeFloat] | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from gmf_platform.errors import UserError
+from gmf_platform.ranges import NonNegativeFloat, NonNegativeInt, UnitInterval
 
 __all__ = ["CrossEntropy", "Dice", "Focal", "OhemCrossEntropy", "SegmentationLoss", "Sum"]
 
@@ -64,7 +65,7 @@ class CrossEntropy(SegmentationLoss):
     class_weights: Tensor | None
 
     def __init__(
-        self, *, class_weights: Sequence[float] | None = None, ignore_index: int = 255
+        self, *, class_weights: Sequence[NonNegativeFloat] | None = None, ignore_index: int = 255
     ) -> None:
         super().__init__(ignore_index=ignore_index)
         weights = (
@@ -121,9 +122,9 @@ class OhemCrossEntropy(CrossEntropy):
     def __init__(
         self,
         *,
-        threshold: float = 0.7,
-        min_kept: int = 100_000,
-        class_weights: Sequence[float] | None = None,
+        threshold: UnitInterval = 0.7,
+        min_kept: NonNegativeInt = 100_000,
+        class_weights: Sequence[NonNegativeFloat] | None = None,
         ignore_index: int = 255,
     ) -> None:
         super().__init__(class_weights=class_weights, ignore_index=ignore_index)
@@ -159,7 +160,9 @@ class Focal(SegmentationLoss):
         ignore_index: label of the pixels that add nothing.
     """
 
-    def __init__(self, *, gamma: float = 2.0, alpha: float = 0.5, ignore_index: int = 255) -> None:
+    def __init__(
+        self, *, gamma: NonNegativeFloat = 2.0, alpha: UnitInterval = 0.5, ignore_index: int = 255
+    ) -> None:
         super().__init__(ignore_index=ignore_index)
         self.gamma, self.alpha = gamma, alpha
 
@@ -187,7 +190,7 @@ class Dice(SegmentationLoss):
         UserError: ``smooth`` is not positive.
     """
 
-    def __init__(self, *, smooth: float = 1.0, ignore_index: int = 255) -> None:
+    def __init__(self, *, smooth: NonNegativeFloat = 1.0, ignore_index: int = 255) -> None:
         super().__init__(ignore_index=ignore_index)
         if smooth <= 0:
             raise UserError(f"model.loss.smooth must be more than 0, not {smooth}")
@@ -219,7 +222,7 @@ class Sum(nn.Module):
     """
 
     def __init__(
-        self, *, losses: Sequence[nn.Module], weights: Sequence[float] | None = None
+        self, *, losses: Sequence[nn.Module], weights: Sequence[NonNegativeFloat] | None = None
     ) -> None:
         super().__init__()
         self.losses = nn.ModuleList(losses)

@@ -6,6 +6,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gmf_platform.ranges import PositiveInt
+
 __all__ = ["FPN"]
 
 
@@ -29,7 +31,7 @@ class FPN(nn.Module):
         self,
         in_channels: Sequence[int],
         *,
-        channels: int = 256,
+        channels: PositiveInt = 256,
         extra: Literal["none", "pool", "convs"] = "none",
         relu_between: bool = False,
     ) -> None:

@@ -140,6 +140,8 @@ def test_small_images_are_refused():
 def test_layouts_of_other_than_four_stages_are_refused():
     with pytest.raises(UserError, match="one number for each stage"):
         GroupMixFormer("tiny", depths=(1, 1, 1))
+    with pytest.raises(UserError, match="one number for each stage"):
+        GroupMixFormer("tiny", embedding_dims=())
 
 
 def test_drop_path_grows_linearly_to_the_variants():

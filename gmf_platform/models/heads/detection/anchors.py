@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gmf_platform.errors import UserError
 from gmf_platform.models.heads.detection.boxes import full_precision
+from gmf_platform.ranges import PositiveFloat, PositiveInt
 
 __all__ = ["Anchors", "anchors_inside", "by_anchor"]
 
@@ -27,12 +29,35 @@ class Anchors:
         scales: sides of the square anchor, in strides.
         ratios: heights over widths; the area stays.
         rounded: to whole pixels, half of them to even.
+
+    Raises:
+        UserError: there are no strides, scales or ratios.
     """
 
-    strides: tuple[int, ...]
-    scales: tuple[float, ...]
-    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    strides: tuple[PositiveInt, ...]
+    scales: tuple[PositiveFloat, ...]
+    ratios: tuple[PositiveFloat, ...] = (0.5, 1.0, 2.0)
     rounded: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("strides", "scales", "ratios"):
+            if not getattr(self, name):
+                raise UserError(f"anchors.{name}: expected one number at least")
+
+    def check_strides(self, strides: Sequence[int]) -> None:
+        """Check that the boxes stand on the cells of a pyramid's maps.
+
+        Args:
+            strides: of the maps.
+
+        Raises:
+            UserError: the anchors' strides are others.
+        """
+        if tuple(self.strides) != tuple(strides):
+            raise UserError(
+                f"anchors.strides: expected {list(strides)}, the strides of the pyramid's maps, "
+                f"not {list(self.strides)}; sizes are set by anchors.scales"
+            )
 
     @property
     def per_cell(self) -> int:

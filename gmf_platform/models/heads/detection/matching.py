@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from gmf_platform.errors import UserError
 from gmf_platform.models.heads.detection.anchors import anchors_inside
+from gmf_platform.ranges import PositiveInt, UnitInterval
 
 __all__ = ["IGNORED", "NEGATIVE", "Matcher", "Sampler", "match_anchors", "region_generator"]
 
@@ -35,12 +37,22 @@ class Matcher:
             all others do, if by this or more; None: it does not.
         reassign: a box so taken learns the truth that took it (mmdetection); otherwise the one
             that it overlaps most (torchvision).
+
+    Raises:
+        UserError: a box could be positive and background at once.
     """
 
-    positive: float
-    negative: float
-    low_quality: float | None = None
+    positive: UnitInterval
+    negative: UnitInterval
+    low_quality: UnitInterval | None = None
     reassign: bool = True
+
+    def __post_init__(self) -> None:
+        if self.positive < self.negative:
+            raise UserError(
+                f"matcher.positive: {self.positive} is below matcher.negative, {self.negative}: a "
+                "box of an overlap between them would be both"
+            )
 
     @torch.no_grad()
     def __call__(self, boxes: Tensor, truths: Tensor) -> Tensor:
@@ -84,8 +96,8 @@ class Sampler:
         positive_fraction: of them are positive at most; negatives take the place of the others.
     """
 
-    number: int
-    positive_fraction: float
+    number: PositiveInt
+    positive_fraction: UnitInterval
 
     def __call__(self, matches: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Indices of the drawn positive and negative boxes.

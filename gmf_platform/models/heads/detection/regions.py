@@ -15,6 +15,7 @@ from gmf_platform.models.heads.detection.losses import LossSum
 from gmf_platform.models.heads.detection.matching import Matcher, Sampler
 from gmf_platform.models.heads.detection.pooling import RoIAlign
 from gmf_platform.models.heads.detection.selection import Detections, Selection
+from gmf_platform.ranges import NonNegativeFloat, PositiveFloat
 
 __all__ = ["BoxHead", "BoxSettings", "Predicted", "RegionStage", "Regions"]
 
@@ -39,10 +40,10 @@ class BoxSettings:
 
     matcher: Matcher = MATCHER
     sampler: Sampler = SAMPLER
-    stds: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)
+    stds: tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat] = (0.1, 0.1, 0.2, 0.2)
     loss: Literal["l1", "giou"] = "l1"
-    loss_weight: float = 1.0
-    beta: float = 0.0
+    loss_weight: NonNegativeFloat = 1.0
+    beta: NonNegativeFloat = 0.0
 
 
 class Regions(NamedTuple):

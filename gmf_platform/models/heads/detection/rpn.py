@@ -13,6 +13,7 @@ from gmf_platform.models.heads.detection.boxes import BoxCoder, clip_boxes
 from gmf_platform.models.heads.detection.losses import LossSum
 from gmf_platform.models.heads.detection.matching import Matcher, Sampler, match_anchors
 from gmf_platform.models.heads.detection.selection import suppress
+from gmf_platform.ranges import NonNegativeFloat, PositiveInt, UnitInterval
 
 __all__ = ["RPN", "RPNSettings"]
 
@@ -42,13 +43,13 @@ class RPNSettings:
     anchors: Anchors = ANCHORS
     matcher: Matcher = MATCHER
     sampler: Sampler = SAMPLER
-    beta: float = 0.0
+    beta: NonNegativeFloat = 0.0
     allowed_border: float | None = None
-    candidates_train: int = 2000
-    candidates_test: int = 1000
-    max_overlap: float = 0.7
-    proposals_train: int = 1000
-    proposals_test: int = 1000
+    candidates_train: PositiveInt = 2000
+    candidates_test: PositiveInt = 1000
+    max_overlap: UnitInterval = 0.7
+    proposals_train: PositiveInt = 1000
+    proposals_test: PositiveInt = 1000
 
 
 class RPN(nn.Module):
@@ -57,10 +58,14 @@ class RPN(nn.Module):
     Args:
         channels: Channels of the pyramid's maps.
         settings: See `RPNSettings`.
+
+    Raises:
+        UserError: The anchors' strides are not those of the pyramid's maps.
     """
 
     def __init__(self, channels: int, settings: RPNSettings) -> None:
         super().__init__()
+        settings.anchors.check_strides(ANCHORS.strides)
         self.settings, self.coder = settings, BoxCoder()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.objectness = nn.Conv2d(channels, settings.anchors.per_cell, 1)

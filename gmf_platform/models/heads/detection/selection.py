@@ -6,6 +6,8 @@ from typing import NamedTuple
 from torch import Tensor
 from torchvision.ops import batched_nms
 
+from gmf_platform.ranges import PositiveInt, UnitInterval
+
 __all__ = ["Detections", "Selection", "suppress"]
 
 
@@ -35,9 +37,9 @@ class Selection:
         number: of detections per image at most.
     """
 
-    min_score: float = 0.05
-    max_overlap: float = 0.5
-    number: int = 100
+    min_score: UnitInterval = 0.05
+    max_overlap: UnitInterval = 0.5
+    number: PositiveInt = 100
 
     def __call__(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Detections:
         """Select among boxes (N, 4) of one image with scores (N,) above the least, labels (N,)."""

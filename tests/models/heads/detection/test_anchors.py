@@ -5,6 +5,7 @@ import torch
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
+from gmf_platform.errors import UserError
 from gmf_platform.models.heads.detection.anchors import Anchors, anchors_inside, by_anchor
 
 STRIDES = (8, 16, 32)
@@ -70,3 +71,19 @@ def test_predictions_come_in_the_order_of_anchors():
     assert out.shape == (2, 24, 3)
     row, column, anchor = 2, 1, 1
     assert torch.equal(out[1, (row * 4 + column) * 2 + anchor], x[1, 3:, row, column])
+
+
+def test_strides_of_another_pyramid():
+    anchors = Anchors((8, 16), SCALES)
+    anchors.check_strides([8, 16])
+    with pytest.raises(
+        UserError, match=r"anchors.strides: expected \[4, 8, 16\], .* not \[8, 16\]"
+    ):
+        anchors.check_strides((4, 8, 16))
+
+
+@pytest.mark.parametrize("name", ["strides", "scales", "ratios"])
+def test_no_boxes(name):
+    given = {"strides": (8,), "scales": (1.0,), "ratios": (1.0,)} | {name: ()}
+    with pytest.raises(UserError, match=rf"anchors\.{name}: expected one number at least"):
+        Anchors(**given)

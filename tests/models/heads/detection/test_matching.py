@@ -5,6 +5,7 @@ import torch
 from torchvision.models.detection._utils import Matcher as TheirMatcher
 from torchvision.ops import box_iou
 
+from gmf_platform.errors import UserError
 from gmf_platform.models.heads.detection import matching
 from gmf_platform.models.heads.detection.matching import (
     IGNORED,
@@ -109,3 +110,11 @@ def test_drawn_evenly():
     expected = torch.tensor([400 * 15 / 50] * 50 + [400 * 5 / 30] * 30)
     drawn = torch.cat([counts[:50], counts[60:]])
     assert ((drawn - expected).abs() < 5 * expected.sqrt()).all()
+
+
+def test_a_box_cannot_be_both():
+    Matcher(positive=0.5, negative=0.5)
+    with pytest.raises(
+        UserError, match=r"matcher\.positive: 0\.3 is below matcher\.negative, 0\.4"
+    ):
+        Matcher(positive=0.3, negative=0.4)
