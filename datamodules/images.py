@@ -1,6 +1,7 @@
 """Reading of image and mask files, with errors that name the file and what is wrong with it."""
 
 import io
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import TypeAlias
@@ -13,6 +14,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from gmf_platform.errors import UserError
 
 __all__ = [
+    "BEGINNINGS",
     "ENDINGS",
     "ColourMap",
     "DataError",
@@ -21,6 +23,7 @@ __all__ = [
     "ImageSource",
     "LabelMap",
     "broken",
+    "check_image",
     "decode_image",
     "image_size",
     "name_of",
@@ -42,6 +45,8 @@ LabelMap: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 ColourMap: TypeAlias = npt.NDArray[np.int32]
 """A mask (H, W) of colours, each R * 65536 + G * 256 + B."""
 
+BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n")
+"""The first bytes of a JPEG and of a PNG file."""
 ENDINGS = (b"\xff\xd9", b"IEND\xaeB\x60\x82")
 """The last bytes of a whole file: JPEG's end-of-image marker, PNG's IEND chunk and checksum."""
 _UINT16_MAX = 65535
@@ -218,6 +223,23 @@ def image_size(path: str | Path) -> tuple[int, int]:
     except Exception as error:
         raise broken(path, error, read_bytes(path)[:32]) from error
     return (width, height) if turned else (height, width)
+
+
+def check_image(path: str | Path) -> None:
+    """Check that a file is an image, and if JPEG or PNG a whole one, without decoding it.
+
+    One whose last bytes are not those of a whole file is decoded to see.
+
+    Raises:
+        DataError: The file is missing, empty, cut off or no image.
+    """
+    image_size(path)
+    with Path(path).open("rb") as file:
+        begin = file.read(8)
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 8))
+        end = file.read()
+    if begin.startswith(BEGINNINGS) and not end.endswith(ENDINGS):
+        _load_strictly(path, read_bytes(path))
 
 
 def read_bytes(path: str | Path) -> bytes:

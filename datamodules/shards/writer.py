@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from datamodules.class_samples import ClassSamples
-from datamodules.images import ENDINGS, DataError, decode_image
+from datamodules.images import BEGINNINGS, ENDINGS, DataError, decode_image
 from datamodules.shards.folder import ShardFolder, temporary_of, writing
 from datamodules.shards.index import ImageMember, Names, ShardIndex, scan_shard
 from datamodules.shards.samples import Split
@@ -26,7 +26,6 @@ __all__ = ["Written", "write_shards"]
 Numbers = npt.NDArray[np.int64]
 
 _LOOKED_AT = 200  # images, for the mean of their sizes
-_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n")  # of a JPEG, and of a PNG
 _MEMBERS = 2048  # bytes of a sample's two tar headers, its label, and what fills up its image
 
 
@@ -190,7 +189,7 @@ class _Copier:
     def _read(self, i: int) -> bytes:
         """An image that begins and ends like one; `check-data` decodes all between."""
         data = self.samples.read(i)
-        if not (data.startswith(_BEGINNINGS) and data.endswith(ENDINGS)):
+        if not (data.startswith(BEGINNINGS) and data.endswith(ENDINGS)):
             decode_image(data, self.samples.id(i))  # says what is wrong, if anything is
         return data
 

@@ -43,7 +43,7 @@ def run(verb: str, argv: Sequence[str]) -> int:
             "with --overwrite"
         )
     images = find_images(arguments.options.images)
-    _check_headers(images)
+    _check_images(images)
     sources = checked(arguments)
     checkpoint = check_weights(arguments, sources)
     with sources.placing():
@@ -110,18 +110,18 @@ def _writer_of(task: "BaseTask", facts: Mapping[str, Any]) -> Callable[..., Any]
     raise UserError(f"model.class_path: nothing here writes what {type(task).__name__} predicts")
 
 
-def _check_headers(images: Iterable[Path]) -> None:
-    """Refuse what is no image before the model is loaded and thousands are predicted.
+def _check_images(images: Iterable[Path]) -> None:
+    """Refuse what is no image, or half of one, before the model is loaded and thousands predicted.
 
     Raises:
         UserError: naming such files.
     """
-    from datamodules.images import DataError, image_size
+    from datamodules.images import DataError, check_image
 
     problems = []
     for path in images:
         try:
-            image_size(path)
+            check_image(path)
         except DataError as error:
             problems.append(str(error))
     if problems:

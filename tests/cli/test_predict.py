@@ -133,7 +133,9 @@ def test_python_says_and_draws_the_same(trained, gmf, photos, tmp_path):
 
 
 def test_unreadable_image_is_named(trained, gmf, photos):
-    for content, said in ((b"no picture", "is not an image"), (b"", "is empty")):
+    half = (photos / "a.jpg").read_bytes()[:1000]
+    broken = ((b"no picture", "is not an image"), (b"", "is empty"), (half, "is cut off"))
+    for content, said in broken:
         (photos / "c.jpg").write_bytes(content)
         result = gmf("predict", "--run", trained.path, "--images", "photos", "--output", "out")
         assert result.code == 2

@@ -9,7 +9,15 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules import images
-from datamodules.images import DataError, Flaw, image_size, read_colours, read_image, read_mask
+from datamodules.images import (
+    DataError,
+    Flaw,
+    check_image,
+    image_size,
+    read_colours,
+    read_image,
+    read_mask,
+)
 from gmf_platform.errors import UserError
 
 ORIENTATION = 0x0112
@@ -161,7 +169,7 @@ def test_damaged_png_is_refused_by_both_readers(tmp_path):
     assert_refused(read_mask, path, "cannot be decoded")
 
 
-@pytest.mark.parametrize("read", [read_image, read_mask, image_size])
+@pytest.mark.parametrize("read", [read_image, read_mask, image_size, check_image])
 def test_files_that_are_no_image_are_refused(tmp_path, read):
     assert_refused(read, tmp_path / "absent.jpg", "no such file")
     assert_refused(read, stored(tmp_path, b""), "is empty")
@@ -259,6 +267,27 @@ def test_size_needs_only_the_header(tmp_path):
 
 def test_size_of_a_cut_off_header_is_refused(tmp_path):
     assert_refused(image_size, stored(tmp_path, jpeg()[:100]))
+
+
+# Checks before any work
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP"])
+def test_a_whole_file_is_seen_without_decoding_it(tmp_path, monkeypatch, kind):
+    path = stored(tmp_path, encoded(Image.fromarray(photo()), kind))
+    monkeypatch.delattr(images, "_load_strictly")
+    check_image(path)
+
+
+def test_what_stands_behind_an_image_is_no_harm(tmp_path):
+    check_image(stored(tmp_path, jpeg() + b"maker notes" * 20))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("kept", [0.3, 0.99])
+def test_a_cut_off_file_is_seen(tmp_path, kind, kept):
+    data = encoded(Image.fromarray(photo()), kind)
+    assert_refused(check_image, stored(tmp_path, data[: int(len(data) * kept)]), "cut off")
 
 
 @pytest.mark.data
