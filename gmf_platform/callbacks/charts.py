@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from gmf_platform.callbacks.logger import RunLogger
 from gmf_platform.evaluation.charts import confusion_chart, score_chart
 from gmf_platform.evaluation.class_report import ClassReport, most_frequent
+from gmf_platform.evaluation.class_titles import titled
 
 __all__ = ["Charts", "layout_of"]
 
@@ -43,9 +44,10 @@ class Charts(Callback):
             report = task.class_report()
             if report is None:
                 continue
+            titles = titled(task.class_names)
             for logger in _loggers(trainer):
                 # Lightning puts the scores at the number of the last step, from 0.
-                _Page(logger, name, task.class_names, trainer.global_step - 1).write(report)
+                _Page(logger, name, titles, trainer.global_step - 1).write(report)
 
 
 class _Page:

@@ -1,6 +1,7 @@
 """Image classification."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from gmf_platform.evaluation import ClassificationScores, Guesses, TopK, most_probable
 from gmf_platform.evaluation.class_pictures import compare_classes
 from gmf_platform.evaluation.class_report import ClassReport
+from gmf_platform.evaluation.class_titles import titled
 from gmf_platform.evaluation.drawing import Compared
 from gmf_platform.evaluation.per_sample import Row, classification_row
 from gmf_platform.models.batch_augment import BatchAugment
@@ -93,16 +95,21 @@ class ClassificationTask(BaseTask):
             named["top5"] = scores.top5
         return named
 
+    @cached_property
+    def titles(self) -> list[str]:
+        """The classes' names as people read them."""
+        return titled(self.class_names)
+
     def compared(self, batch: dict[str, Any], outputs: dict[str, Any], index: int) -> Compared:
         """An image of a validation batch beside its class and the three most probable ones."""
         (guesses,) = most_probable(outputs["logits"][index, None], count=3)
-        truth = self.class_names[int(batch["labels"][index])]
-        return compare_classes(unpadded(batch, index), truth, guesses.named(self.class_names))
+        truth = self.titles[int(batch["labels"][index])]
+        return compare_classes(unpadded(batch, index), truth, guesses.named(self.titles))
 
     def sample_scores(self, batch: dict[str, Any], outputs: dict[str, Any], index: int) -> Row:
         """Truth and guess of an image, with their probabilities, and its loss."""
         label = int(batch["labels"][index])
-        return classification_row(outputs["logits"][index], label, self.class_names)
+        return classification_row(outputs["logits"][index], label, self.titles)
 
     def class_report(self) -> ClassReport | None:
         """Top-1, confusion and curves of the classes in the last evaluation."""
@@ -110,13 +117,13 @@ class ClassificationTask(BaseTask):
 
     def score_table(self) -> str:
         """The worst classes of the last evaluation."""
-        return "" if self.scores is None else self.scores.table(self.class_names)
+        return "" if self.scores is None else self.scores.table(self.titles)
 
     def score_files(self) -> dict[str, str]:
         """The confusion matrix, of up to 100 classes."""
         if self.scores is None or not self.scores.is_confusion_written:
             return {}
-        return {"confusion.csv": self.scores.confusion_csv(self.class_names)}
+        return {"confusion.csv": self.scores.confusion_csv(self.titles)}
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[Guesses]:
         """The five most probable classes of each image."""

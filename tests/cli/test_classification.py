@@ -14,13 +14,14 @@ from gmf_platform.models.backbones.groupmixformer import VARIANTS
 
 @pytest.fixture
 def write(tmp_path):
-    """Write a set of so many classes, three images each."""
+    """Write a set of so many classes, or of those named, three images each."""
 
-    def make(num_classes, parts=("train", "val")):
+    def make(classes, parts=("train", "val")):
+        names = [f"class_{i}" for i in range(classes)] if isinstance(classes, int) else classes
         generator = np.random.default_rng(0)
         for part in parts:
-            for label in range(num_classes):
-                folder = tmp_path / "set" / part / f"class_{label}"
+            for name in names:
+                folder = tmp_path / "set" / part / name
                 folder.mkdir(parents=True)
                 for i in range(3):
                     pixels = generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -107,3 +108,21 @@ def test_fine_tuning_wants_weights(gmf, write):
     assert result.code == 2
     assert "no file runs/cls_imagenet/checkpoints/best.ckpt" in result.err
     assert "--init_from FILE" in result.err
+
+
+def test_ids_of_wordnet_are_read_as_words(gmf, write, official, tmp_path):
+    write(["n01440764", "n02102040"])
+    words = [*official[:-1], "none", "--trainer.max_steps", "1", "--name", "a"]
+    assert gmf("fit", *words).code == 0
+    assert "tench (n01440764) " in gmf("validate", "--run", "runs/a").err
+    rows = (tmp_path / "runs" / "a" / "validate_per_sample.csv").read_text().splitlines()
+    assert {row.split(",")[2] for row in rows[1:]} == {
+        "tench (n01440764)",
+        "English springer (n02102040)",
+    }
+    result = gmf("predict", "--run", "runs/a", "--images", "set/val", "--output", "out")
+    assert result.code == 0, result.err
+    names = [c["name"] for c in json.loads((tmp_path / "out" / "classes.json").read_text())]
+    assert names == ["tench (n01440764)", "English springer (n02102040)"]
+    row, *_ = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert {guess["name"] for guess in row["classes"]} == {*names}

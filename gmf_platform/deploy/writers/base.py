@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 from gmf_platform.deploy.results import Result, as_result
 from gmf_platform.distributed.collect import to_first
+from gmf_platform.evaluation.class_titles import titled
 from gmf_platform.evaluation.drawing import palette
 
 __all__ = ["PredictionWriter"]
@@ -101,7 +102,7 @@ class PredictionWriter(BasePredictionWriter):
             return
         legend = [
             {"label": label, "name": name, "colour": self.colours[label].tolist()}
-            for label, name in enumerate(self.class_names)
+            for label, name in enumerate(titled(self.class_names))
         ]
         (self.output / "classes.json").write_text(json.dumps(legend, indent=1) + "\n")
 
