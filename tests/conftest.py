@@ -147,7 +147,7 @@ def run_processes(tmp_path_factory):
         for process in processes:
             process.start()
         for process in processes:
-            process.join(timeout=60)
+            process.join(timeout=200)
             if process.is_alive():
                 process.kill()
                 process.join()

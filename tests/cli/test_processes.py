@@ -53,13 +53,13 @@ def test_two_processes_train_stop_and_go_on(start, base, tmp_path):
     process = start("fit", *words, "--trainer.max_steps", "500", "--trainer.log_every_n_steps", "1")
     wait_for(process, "step 5/500")
     process.send_signal(signal.SIGTERM)  # to the first process alone: both must leave
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=200)
     assert process.returncode == 75, out
     assert "saved at step" in out
     stopped = int(out.split("saved at step ")[1].split(";")[0])
 
     process = start("fit", *words, "--trainer.max_steps", str(stopped + 3))
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=200)
     assert process.returncode == 0, out
     assert f"going on at step {stopped} of {stopped + 3}" in out
     score = json.loads(out.splitlines()[-1])
@@ -72,13 +72,13 @@ def test_exact_scores_and_fewer_images_than_processes(start, trained, sample_ade
     run = shutil.copytree(trained.best.parent.parent, tmp_path / "run")
     lines = []
     for words in (ALONE, TWO):
-        out, _ = start("validate", "--run", run, *words).communicate(timeout=120)
+        out, _ = start("validate", "--run", run, *words).communicate(timeout=200)
         lines.append(json.loads(next(x for x in out.splitlines() if x.startswith('{"verb"'))))
     assert lines[0] == lines[1]
 
     image = min((sample_ade20k / "images" / "validation").glob("*.jpg"))
     process = start("predict", "--run", run, *TWO, "--images", image, "--output", "out")
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=200)
     assert process.returncode == 0, out
     assert (tmp_path / "out" / f"{image.stem}.png").is_file()
     assert out.count("1 image:") == 1

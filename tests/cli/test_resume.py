@@ -241,7 +241,7 @@ def test_moving_average(run, outcome, folder, stop):
 def test_killed_in_training(start, run, outcome, whole):
     """Steps 6 and 7 are lost with the process, and done again; killed with workers, without on."""
     process = start("killed", "--data.num_workers", "2", stop="train:7:7:SIGKILL")
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=200)
     assert process.returncode == -signal.SIGKILL, err
     assert "step 7/12" in out
     resumed = run("killed")
@@ -252,7 +252,7 @@ def test_killed_in_training(start, run, outcome, whole):
 
 def test_killed_in_the_last_validation(start, run, outcome, whole):
     process = start("end", stop="validation:12:3:SIGKILL")
-    process.communicate(timeout=120)
+    process.communicate(timeout=200)
     assert process.returncode == -signal.SIGKILL
     resumed = run("end")
     assert resumed.code == 0, resumed.err
@@ -268,11 +268,11 @@ def test_terminated_from_outside(start, outcome, whole):
     os.waitpid(process.pid, os.WUNTRACED)  # until it stands still
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGCONT)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=200)
     assert process.returncode == 75, err
     assert "SIGTERM: saved at step 6" in out
     resumed = start("outside")
-    out, err = resumed.communicate(timeout=120)
+    out, err = resumed.communicate(timeout=200)
     assert resumed.returncode == 0, err
     assert "going on at step 6 of 12" in out
     same(outcome("outside"), whole)

@@ -130,7 +130,7 @@ time.sleep(float(sys.argv[3]))
 """
 
 
-@pytest.mark.parametrize(("seconds", "code"), [("1", 0), ("20", 1)])
+@pytest.mark.parametrize(("seconds", "code"), [("1", 0), ("60", 1)])
 def test_a_process_that_was_suspended_has_not_hung(tmp_path, seconds, code):
     words = [sys.executable, "-c", SUSPENDED, tmp_path, tmp_path / "log.txt", seconds]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -139,5 +139,5 @@ def test_a_process_that_was_suspended_has_not_hung(tmp_path, seconds, code):
     process.send_signal(signal.SIGSTOP)
     time.sleep(4)
     process.send_signal(signal.SIGCONT)
-    process.communicate(timeout=15)
+    process.communicate(timeout=60)
     assert process.returncode == code

@@ -216,5 +216,5 @@ def test_workers_end_when_their_parent_ends_them(make_loader):
     workers = multiprocessing.active_children()
     for worker in workers:
         worker.terminate()
-        worker.join(timeout=20)
+        worker.join(timeout=100)
     assert [worker.exitcode for worker in workers] == [0, 0]

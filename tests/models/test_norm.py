@@ -236,7 +236,7 @@ def two_ranks(tmp_path_factory):
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(timeout=60)
+        process.join(timeout=200)
         if process.is_alive():
             process.kill()
     assert [process.exitcode for process in ranks] == [0, 0]
