@@ -6,7 +6,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from gmf_platform.errors import UserError
 from gmf_platform.optim import AveragedWeights
-from gmf_platform.ranges import UnitInterval
 
 __all__ = ["MovingAverage"]
 
@@ -25,7 +24,7 @@ class MovingAverage(Callback):
         UserError: ``decay`` is not between 0 and 1.
     """
 
-    def __init__(self, decay: UnitInterval | None = None, warmup: bool = False) -> None:
+    def __init__(self, decay: float | None = None, warmup: bool = False) -> None:
         super().__init__()
         if decay is not None and not 0 < decay < 1:
             raise UserError(

@@ -57,7 +57,7 @@ class Ratios(Turns):
         ratios: of each task, of any sum: ``{cls: 2, seg: 1}`` is two steps in three for ``cls``.
     """
 
-    def __init__(self, ratios: dict[str, NonNegativeFloat]) -> None:
+    def __init__(self, ratios: dict[str, float]) -> None:
         self.ratios = ratios
 
     def shares(self, sizes: Mapping[str, int]) -> dict[str, float]:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from gmf_platform.errors import UserError
-from gmf_platform.ranges import PositiveFloat
 
 __all__ = ["Balancing", "BalancingFactory", "FixedWeights", "PCGrad", "Uncertainty"]
 
@@ -29,9 +28,7 @@ class Balancing(nn.Module):
 
     surgery: ClassVar[bool] = False
 
-    def __init__(
-        self, tasks: Sequence[str], *, weights: Mapping[str, PositiveFloat] | None = None
-    ) -> None:
+    def __init__(self, tasks: Sequence[str], *, weights: Mapping[str, float] | None = None) -> None:
         super().__init__()
         given = dict(weights or {})
         for name, weight in given.items():
@@ -85,9 +82,7 @@ class Uncertainty(Balancing):
         weights: at the beginning.
     """
 
-    def __init__(
-        self, tasks: Sequence[str], *, weights: Mapping[str, PositiveFloat] | None = None
-    ) -> None:
+    def __init__(self, tasks: Sequence[str], *, weights: Mapping[str, float] | None = None) -> None:
         super().__init__(tasks, weights=weights)
         # One of its own for each task, so that a task without a turn has no gradient; not scalars,
         # which cannot be sharded.

@@ -407,7 +407,10 @@ def test_dry_run_leaves_nothing(gmf, base, tmp_path):
         (("--trainer.accumulate_grad_batches", "2"), "follows from data.global_batch_size"),
         (("--trainer.val_check_interval", "0"), "neither a number of steps"),
         (("--trainer.val_check_interval", "00:01:00:00"), "neither a number of steps"),
-        (("--checkpoint.every_n_steps", "0"), "line: checkpoint.every_n_steps: expected 1 or more"),
+        (
+            ("--checkpoint.every_n_steps", "0"),
+            "line: checkpoint.every_n_steps: expected int (1 or more)",
+        ),
     ],
 )
 def test_wrong_start_is_no_obstacle(gmf, base, words, said):
@@ -423,13 +426,25 @@ def test_wrong_start_is_no_obstacle(gmf, base, words, said):
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("--data.eval_batch_size", "0", "line: data.eval_batch_size: expected 1 or more, not 0"),
-        ("--data.num_workers", "-1", "line: data.num_workers: expected 0 or more, not -1"),
-        ("--data.crop_size", "0", "line: data.crop_size must be positive, not 0"),
-        ("--trainer.log_every_n_steps", "0", "log_every_n_steps: expected 1 or more, not 0"),
+        (
+            "--data.eval_batch_size",
+            "0",
+            "line: data.eval_batch_size: expected int (1 or more), not 0",
+        ),
+        ("--data.num_workers", "-1", "data.num_workers: expected int or null (0 or more), not -1"),
+        ("--data.crop_size", "0", "line: data.crop_size: expected int (1 or more), not 0"),
+        (
+            "--trainer.log_every_n_steps",
+            "0",
+            "log_every_n_steps: expected int or null (1 or more), not 0",
+        ),
         ("--model.optimizer.lr", "-1", ": model.optimizer: Invalid learning rate: -1"),
         ("--model.auxiliary_head.index", "7", "index 7 is none of the backbone's maps, 0 to 3"),
-        ("--model.backbone.drop_path", "1.5", "drop_path 1.5 is no chance"),
+        (
+            "--model.backbone.drop_path",
+            "1.5",
+            "drop_path: expected float or null (0 to 1), not 1.5",
+        ),
     ],
 )
 def test_numbers_out_of_range(gmf, base, key, value, said):

@@ -256,4 +256,4 @@ def test_off(gmf, line, monkeypatch):
 def test_max_skips_is_checked(gmf, line):
     result = gmf(*line, "--guard.max_skips", "-1")
     assert result.code == 2
-    assert "guard.max_skips: -1" in result.err
+    assert "guard.max_skips: expected int (0 or more), not -1" in result.err

@@ -220,5 +220,5 @@ def test_leaves_nothing_behind(trained):
 def test_off_and_wrong(gmf, line):
     result = gmf(*line, "--watchdog.timeout_minutes", "-1")
     assert result.code == 2
-    assert "watchdog.timeout_minutes: -1" in result.err
+    assert "watchdog.timeout_minutes: expected float (0 or more), not -1" in result.err
     assert gmf(*line, "--watchdog.timeout_minutes", "0").code == 0

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from gmf_platform.errors import UserError
-from gmf_platform.ranges import NonNegativeFloat, NonNegativeInt, UnitInterval
+from gmf_platform.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, UnitInterval
 
 __all__ = ["CrossEntropy", "Dice", "Focal", "OhemCrossEntropy", "SegmentationLoss", "Sum"]
 
@@ -123,7 +123,7 @@ class OhemCrossEntropy(CrossEntropy):
         self,
         *,
         threshold: UnitInterval = 0.7,
-        min_kept: NonNegativeInt = 100_000,
+        min_kept: PositiveInt = 100_000,
         class_weights: Sequence[NonNegativeFloat] | None = None,
         ignore_index: int = 255,
     ) -> None:
@@ -190,7 +190,7 @@ class Dice(SegmentationLoss):
         UserError: ``smooth`` is not positive.
     """
 
-    def __init__(self, *, smooth: NonNegativeFloat = 1.0, ignore_index: int = 255) -> None:
+    def __init__(self, *, smooth: PositiveFloat = 1.0, ignore_index: int = 255) -> None:
         super().__init__(ignore_index=ignore_index)
         if smooth <= 0:
             raise UserError(f"model.loss.smooth must be more than 0, not {smooth}")
