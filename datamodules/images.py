@@ -239,7 +239,7 @@ def check_image(path: str | Path) -> None:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 8))
         end = file.read()
     if begin.startswith(BEGINNINGS) and not end.endswith(ENDINGS):
-        _load_strictly(path, read_bytes(path))
+        read_image(path)
 
 
 def read_bytes(path: str | Path) -> bytes:

@@ -32,10 +32,13 @@ class Range:
         )
 
     def __str__(self) -> str:
-        """For people: ``1 or more``, ``0 to 1``, ``above 0``."""
-        if self.above > -math.inf:
-            return f"above {self.above}"
-        return f"{self.least} or more" if self.most == math.inf else f"{self.least} to {self.most}"
+        """For people: ``1 or more``, ``0 to 1``, ``above 0``, ``above 0, 1 or less``."""
+        if self.above == -math.inf and -math.inf < self.least and self.most < math.inf:
+            return f"{self.least} to {self.most}"
+        parts = [f"above {self.above}"] if self.above > -math.inf else []
+        parts += [f"{self.least} or more"] if self.least > -math.inf else []
+        parts += [f"{self.most} or less"] if self.most < math.inf else []
+        return ", ".join(parts)
 
 
 PositiveInt = Annotated[int, Range(1)]

@@ -53,20 +53,23 @@ class Module:
                 return there
         return None
 
-    def class_of(self, node: ast.expr) -> "ClassSource | None":
-        """The class that an expression of this module names, e.g. ``nn.Module``."""
+    def look_up(self, node: ast.expr) -> "tuple[Module, ast.ClassDef | ast.expr] | None":
+        """What an expression of this module names, e.g. ``nn.Module``; see `find`."""
         match node:
             case ast.Name(name):
-                found = self.find(name)
-            case ast.Attribute(ast.Name(above), name):
-                source = self.names.get(above)
+                return self.find(name)
+            case ast.Attribute(above, name):
+                dotted = ast.unparse(above)
+                source = self.names.get(dotted)
                 inside = read_module(".".join(source)) if isinstance(source, tuple) else None
-                inside = inside or read_module(above)
-                found = inside.find(name) if inside else None
-            case ast.Subscript(ast.Name() | ast.Attribute() as generic):
-                return self.class_of(generic)
+                inside = inside or read_module(dotted)
+                return inside.find(name) if inside else None
             case _:
                 return None
+
+    def class_of(self, node: ast.expr) -> "ClassSource | None":
+        """The class that an expression of this module names, also with parameters."""
+        found = self.look_up(node.value if isinstance(node, ast.Subscript) else node)
         if found is not None and isinstance(found[1], ast.ClassDef):
             return ClassSource(found[0], found[1])
         return None
@@ -189,6 +192,11 @@ def _note(module: Module, statement: ast.stmt) -> None:
             module.names[name] = value
         case ast.Assign(targets=[ast.Attribute(ast.Name(name), "__doc__")], value=value):
             module.docstrings[name] = _strings(value)
+        case ast.Import(names=aliases):
+            for alias in aliases:
+                package, _, last = alias.name.rpartition(".")
+                if alias.asname and package:
+                    module.names[alias.asname] = (package, last)
         case ast.ImportFrom(module=source, names=aliases, level=level):
             above = module.package.split(".")
             base = ".".join(above[: len(above) - level + 1]) if level else ""

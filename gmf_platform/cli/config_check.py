@@ -73,15 +73,15 @@ LINKED = {
 }
 """Keys that follow from others."""
 
-_RANGES = {
-    "trainer.check_val_every_n_epoch": Range(1),
-    "trainer.gradient_clip_val": Range(0),
-    "trainer.log_every_n_steps": Range(1),
-    "trainer.max_epochs": Range(-1),
-    "trainer.max_steps": Range(-1),
-    "trainer.num_sanity_val_steps": Range(-1),
+_TRAINER_RANGES = {
+    "check_val_every_n_epoch": Range(1),
+    "gradient_clip_val": Range(0),
+    "log_every_n_steps": Range(1),
+    "max_epochs": Range(-1),
+    "max_steps": Range(-1),
+    "num_sanity_val_steps": Range(-1),
 }
-"""Of keys whose class does not say it."""
+"""What Lightning's Trainer takes, which its types do not say."""
 
 Classes = dict[str, Signature | None]
 """The class that each key configures; None: one that the source does not tell."""
@@ -139,8 +139,13 @@ def classes_of(sources: Sources) -> Classes:
 
 
 def _default_classes(callbacks: Mapping[str, str]) -> Classes:
-    paths = {"trainer": "lightning.pytorch.Trainer", **callbacks}
-    return {key: read_signature(path) for key, path in paths.items()}
+    classes = {key: read_signature(path) for key, path in callbacks.items()}
+    trainer = read_signature("lightning.pytorch.Trainer")
+    if trainer is not None:
+        known = trainer.parameters.items()
+        ranged = {n: replace(p, range=_TRAINER_RANGES.get(n, p.range)) for n, p in known}
+        trainer = replace(trainer, parameters=ranged)
+    return {"trainer": trainer, **classes}
 
 
 def _source(entry: Entry) -> str:
@@ -245,8 +250,6 @@ def _check_keyless(entry: Entry, key: str, parameter: Parameter | None, classes:
 def _check_value(entry: Entry, parameter: Parameter | None, classes: Classes) -> None:
     """Refuse a value that is clearly of another type; what is doubtful is left to the parser."""
     value, parameter = entry.value, parameter or GENERAL.get(entry.key)
-    if parameter is not None and entry.key in _RANGES:
-        parameter = replace(parameter, range=_RANGES[entry.key])
     if parameter is None:
         is_path = entry.key in ("model", "data") and isinstance(entry.value, str)
         if "." not in entry.key and entry.key in classes and not (entry.mapping or is_path):
@@ -284,7 +287,9 @@ def _numbers(value: object) -> Iterator[float]:
             yield from _numbers([*value.values()])
         case bool():
             return
-        case int() | float() | str():
+        case int() | float():
+            yield value
+        case str():
             with suppress(ValueError):  # any other text
                 yield float(value)
 

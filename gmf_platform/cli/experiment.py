@@ -28,7 +28,7 @@ from gmf_platform.cli.parser_errors import interpolation_error, shortened
 from gmf_platform.cli.precheck import NO_WEIGHTS
 from gmf_platform.deploy.trained import take_classes
 from gmf_platform.distributed.checkpoint_io import AtomicCheckpointIO
-from gmf_platform.errors import UserError
+from gmf_platform.errors import UserError, check_least
 from gmf_platform.models.precision import default_precision
 from gmf_platform.models.weights import LoadReport, load_part, load_weights, read_facts
 from gmf_platform.tasks import BaseTask
@@ -246,6 +246,7 @@ class Experiment:
             UserError: no length of the run, or batch sizes that do not divide.
         """
         trainer, keys = self.trainer, self.config.trainer
+        check_least("trainer.log_every_n_steps", keys.log_every_n_steps)
         if keys.accumulate_grad_batches != 1:
             raise UserError(
                 "trainer.accumulate_grad_batches follows from data.global_batch_size and "

@@ -108,12 +108,11 @@ def _export(
     from gmf_platform import deploy
     from gmf_platform.deploy.card import model_card
     from gmf_platform.deploy.export import exported, traced
-    from gmf_platform.evaluation.class_titles import titled
     from gmf_platform.evaluation.drawing import palette
 
     about = {
         "task": graph.task,
-        "class_names": titled(model.class_names),
+        "class_names": model.class_names,
         "colours": palette(len(model.class_names))[: len(model.class_names)].tolist(),
         "resizing": model.datamodule.resizing(),
         "min_score": options.min_score,

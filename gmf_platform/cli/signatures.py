@@ -241,7 +241,7 @@ def _named(module: Module, node: ast.expr, depth: int) -> Iterator[str]:
             else ast.unparse(_Plain(module).visit(deepcopy(node)))
         )
     else:
-        alias = module.find(name) if isinstance(node, ast.Name) and depth else None
+        alias = module.look_up(node) if depth else None
         if alias is not None and not isinstance(alias[1], ast.ClassDef):
             yield from _types(alias[0], alias[1], depth - 1)
         else:
@@ -255,8 +255,20 @@ class _Plain(ast.NodeTransformer):
         self.module = module
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
-        match self.module.find(node.id):
-            case _, ast.Subscript(kind, ast.Tuple([plain, _])) if _last(kind) == "Annotated":
+        return self._behind(node)
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
+        return self._behind(node)
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
+        match node:
+            case ast.Subscript(kind, ast.Tuple([plain, *_])) if _last(kind) == "Annotated":
+                return plain
+        return self.generic_visit(node)
+
+    def _behind(self, node: ast.Name | ast.Attribute) -> ast.expr:
+        match self.module.look_up(node):
+            case _, ast.Subscript(kind, ast.Tuple([plain, *_])) if _last(kind) == "Annotated":
                 return plain
         return node
 
@@ -278,27 +290,67 @@ def _passed(module: Module, node: ast.expr | None) -> int:
             return 0
 
 
-def _range(module: Module, node: ast.expr | None, depth: int = 5) -> Range | None:
-    """The range of a type's numbers, also of those in a list; the first that is found."""
+def _range(module: Module, node: ast.expr | None) -> Range | None:
+    """The range that all numbers of a type have, also those in a list; None if they differ."""
+    ranges = {*_ranges(module, node)}
+    return ranges.pop() if len(ranges) == 1 else None
+
+
+def _ranges(module: Module, node: ast.expr | None, depth: int = 5) -> Iterator[Range | None]:
+    """The range of each number in a type; None for a number of any size."""
     match node:
-        case ast.Subscript(kind, ast.Tuple([_, ast.Call(called, bounds, named)])) if (
-            _last(kind) == "Annotated" and _last(called) == "Range"
-        ):
-            keywords = {k.arg: ast.literal_eval(k.value) for k in named if k.arg is not None}
-            return Range(*map(ast.literal_eval, bounds), **keywords)
+        case ast.Constant(str() as text):
+            yield from _ranges(module, ast.parse(text, mode="eval").body, depth)
+        case ast.Name("int" | "float"):
+            yield None
+        case ast.Name() | ast.Attribute():
+            alias = module.look_up(node) if depth else None
+            if alias is not None and not isinstance(alias[1], ast.ClassDef):
+                yield from _ranges(alias[0], alias[1], depth - 1)
         case ast.BinOp(left, ast.BitOr(), right):
-            parts = [left, right]
-        case ast.Subscript(_, ast.Tuple(parts)):
-            pass
-        case ast.Subscript(_, inner):
-            parts = [inner]
-        case ast.Name(name):
-            alias = module.find(name) if depth else None
-            known = alias is not None and not isinstance(alias[1], ast.ClassDef)
-            return _range(*alias, depth - 1) if alias is not None and known else None  # type: ignore[arg-type]
-        case _:
-            return None
-    return next(filter(None, (_range(module, part, depth) for part in parts)), None)
+            yield from _ranges(module, left, depth)
+            yield from _ranges(module, right, depth)
+        case ast.Subscript(kind, inner):
+            parts = inner.elts if isinstance(inner, ast.Tuple) else [inner]
+            match _last(kind):
+                case "Annotated":
+                    own = [r for part in parts[1:] if (r := _own_range(module, part)) is not None]
+                    yield from own or _ranges(module, parts[0], depth)
+                case "Literal":
+                    are_texts = (isinstance(getattr(part, "value", None), str) for part in parts)
+                    yield from () if all(are_texts) else (None,)
+                case "Callable" | "type":
+                    pass
+                case name:
+                    for part in parts[-1:] if name in _MAPPINGS else parts:
+                        yield from _ranges(module, part, depth)
+
+
+def _own_range(module: Module, node: ast.expr) -> Range | None:
+    """The range that is called by our class's name with plain numbers or constants."""
+    called = module.class_of(node.func) if isinstance(node, ast.Call) else None
+    if called is None or called.path != f"{Range.__module__}.{Range.__name__}":
+        return None
+    assert isinstance(node, ast.Call)
+    try:
+        bounds = [_number(module, value) for value in node.args]
+        return Range(*bounds, **{k.arg or "": _number(module, k.value) for k in node.keywords})
+    except (ValueError, TypeError):  # computed in another way: only Python knows
+        return None
+
+
+def _number(module: Module, node: ast.expr) -> float:
+    """A number, or the constant that has it.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is computed.
+    """
+    found = module.look_up(node)
+    value = ast.literal_eval(found[1] if found and isinstance(found[1], ast.expr) else node)
+    if not isinstance(value, int | float):
+        raise TypeError(value)
+    return value
 
 
 def _settings(module: Module, node: ast.expr) -> ClassSource | None:

@@ -15,7 +15,6 @@ from datamodules.images import ImageSource, read_source
 from gmf_platform.errors import UserError
 from gmf_platform.evaluation import Guesses, ImageDetections
 from gmf_platform.evaluation.class_pictures import Guess, captioned
-from gmf_platform.evaluation.class_titles import titled
 from gmf_platform.evaluation.drawing import overlay, palette
 from gmf_platform.evaluation.object_drawing import draw_objects, found_objects
 
@@ -211,7 +210,7 @@ def as_result(prediction: Any, image: ImageSource, class_names: Sequence[str]) -
     """
     match prediction:
         case Guesses(labels=labels):
-            names, shares = zip(*prediction.named(titled(class_names)), strict=True)
+            names, shares = zip(*prediction.named(class_names), strict=True)
             return ClassificationResult(image, list(names), list(shares), labels.tolist())
         case ImageDetections():
             return DetectionResult(image, prediction, class_names)

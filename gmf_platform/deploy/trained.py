@@ -20,6 +20,7 @@ from datamodules.images import Image8, ImageSource
 from datamodules.multitask import MultiTask
 from gmf_platform.deploy.results import Result, as_results, classes_of
 from gmf_platform.errors import UserError
+from gmf_platform.evaluation.class_titles import titled
 from gmf_platform.models.precision import default_precision
 from gmf_platform.models.weight_folders import is_folder_of_shards
 from gmf_platform.models.weights import load_weights, read_facts
@@ -46,7 +47,7 @@ class TrainedModel:
         device: to predict on.
 
     Attributes:
-        class_names: in label order.
+        class_names: in label order, as people read them.
         device: that it predicts on.
     """
 
@@ -64,7 +65,7 @@ class TrainedModel:
         self.datamodule, self.device = datamodule, device
         datamodule.num_workers = 0  # an image does not pay for processes
         self.path, self.config, self.facts = path, config, facts
-        self.class_names: list[str] = list(facts["class_names"])
+        self.class_names = titled(facts["class_names"])
         precision = (config.get("trainer") or {}).get("precision")
         self._dtype = _AUTOCAST.get(str(precision or default_precision(device.type)))
 

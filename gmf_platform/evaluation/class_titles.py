@@ -7,17 +7,22 @@ from typing import Any
 
 __all__ = ["titled"]
 
-_WORDNET_ID = re.compile(r"n\d{8}")
+_WORDNET_ID = re.compile(r"(?P<task>\w+/)?(?P<id>n\d{8})")
 
 
 def titled(class_names: Sequence[str]) -> list[str]:
     """Names of classes; of those that are ids of WordNet, what they stand for.
 
-    ``n01440764`` becomes ``tench (n01440764)``. The id stays, since two classes of ImageNet are a
-    crane. Other names stay as they are.
+    ``n01440764`` becomes ``tench (n01440764)``, in joint training with the task before it. The id
+    stays, since two classes of ImageNet are a crane. Other names stay as they are.
     """
-    words = [_word(name) if _WORDNET_ID.fullmatch(name) else "" for name in class_names]
-    return [f"{w} ({name})" if w else name for w, name in zip(words, class_names, strict=True)]
+    return [_titled(name) for name in class_names]
+
+
+def _titled(name: str) -> str:
+    found = _WORDNET_ID.fullmatch(name)
+    word = _word(found["id"]) if found else ""
+    return f"{found['task'] or ''}{word} ({found['id']})" if found and word else name
 
 
 @cache

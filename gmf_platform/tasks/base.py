@@ -28,7 +28,7 @@ from gmf_platform.optim import (
     parameter_groups,
     scale_learning_rates,
 )
-from gmf_platform.ranges import NonNegativeInt, PositiveFloat, PositiveInt, UnitInterval
+from gmf_platform.ranges import NonNegativeInt, PositiveInt
 
 __all__ = ["BaseTask", "HeadFactory", "NormMode", "unpadded"]
 
@@ -91,8 +91,8 @@ class BaseTask(LightningModule):
         schedule: Schedule | None = None,
         lr_for_batch_size: PositiveInt | None = None,
         decay_norms_and_biases: bool = False,
-        layer_decay: UnitInterval | None = None,
-        lr_factors: dict[str, PositiveFloat] | None = None,
+        layer_decay: float | None = None,
+        lr_factors: dict[str, float] | None = None,
         frozen_stages: NonNegativeInt = 0,
         norm: NormMode = "sync",
         compile: bool = False,

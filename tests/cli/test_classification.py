@@ -9,6 +9,7 @@ import yaml
 from PIL import Image
 from safetensors import safe_open
 
+import gmf_platform
 from gmf_platform.models.backbones.groupmixformer import VARIANTS
 
 
@@ -126,3 +127,7 @@ def test_ids_of_wordnet_are_read_as_words(gmf, write, official, tmp_path):
     assert names == ["tench (n01440764)", "English springer (n02102040)"]
     row, *_ = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert {guess["name"] for guess in row["classes"]} == {*names}
+    model = gmf_platform.load(tmp_path / "runs" / "a", device="cpu")
+    image = next((tmp_path / "set" / "val").rglob("*.png"))
+    assert model.class_names == names
+    assert {*model.predict(image).names} == {*names}

@@ -54,7 +54,7 @@ TOLD = [
     ("model.backbone", "null", "expected a class (class_path: MODULE.CLASS), not null"),
     ("model.backbone.variant", "tinny", "or large, not 'tinny'; did you mean 'tiny'?"),
     ("model.norm", "synced", "expected sync, train or frozen, not 'synced'; did you mean 'sync'?"),
-    ("model.layer_decay", "a lot", "expected float or null (0 to 1), not 'a lot'"),
+    ("model.layer_decay", "a lot", "expected float or null, not 'a lot'"),
     ("model.decode_head", "3", "expected a class (class_path: MODULE.CLASS), not 3"),
     ("model.backbone", "[a]", "expected a class (class_path: MODULE.CLASS), not ['a']"),
     ("trainer.strategy", "gmf_platform.distributed.FSDP", "is set by trainer.strategy.class_path"),
@@ -68,8 +68,8 @@ TOLD = [
         "-1e-1",
         "expected float (0 or more), not '-1e-1'",
     ),  # text in YAML 1.1
-    ("model.layer_decay", ".nan", "expected float or null (0 to 1), not nan"),
-    ("model.lr_factors.backbone", "-1", "expected a number, above 0, not -1"),
+    ("model.schedule.min_factor", ".nan", "expected float (0 to 1), not nan"),
+    ("data.crop_size", f"-1{'0' * 400}", "expected int (1 or more), not -10"),
     ("trainer.gradient_clip_val", "-1", "expected int, float or null (0 or more), not -1"),
     ("model.loss", "torch.nn.CrossEntropy", "in torch.nn; did you mean 'CrossEntropyLoss'?"),
     ("model.schedule", "gmf_platform.optim.Uncertaintyy", "'gmf_platform.optim.balancing.Uncer"),
@@ -172,10 +172,27 @@ def test_settings_are_followed_into_dataclasses(tmp_path):
         checked(Arguments(argparse.Namespace(), configs[:1], [(key, "7")]))
 
 
+def test_ranges_of_what_a_mapping_holds(tmp_path, modules):
+    modules(
+        "head_with_weights",
+        """
+from gmf_platform.ranges import PositiveFloat
+class Head:
+    def __init__(self, channels, num_classes, weights: dict[str, PositiveFloat]): ...
+""",
+    )
+    head = ("model.decode_head.class_path", "head_with_weights.Head")
+    key = "model.decode_head.weights"
+    said = told(tmp_path, pairs=[head, (f"{key}.one", "0")])
+    assert said == f"command line: {key}.one: expected a number, above 0, not 0"
+    said = told(tmp_path, pairs=[head, (key, "{one: 1, two: -1}")])
+    assert said.startswith(f"command line: {key}: expected dict[str, float] (above 0), not ")
+
+
 def test_every_number_has_a_range():
     """But for these, of which any will do, or which are checked as a whole."""
     free = {"split_seed", "index", "allowed_border", "in_channels", "num_classes"}
-    free |= {"single_task", "decay", "weights"}
+    free |= {"single_task", "decay", "weights", "alpha", "layer_decay", "lr_factors"}
     for path in sorted(shipped_folder("configs").glob("*.yaml")):
         signatures = classes_of(Sources(Arguments(argparse.Namespace(), [path], []))).values()
         unseen = [s for s in signatures if s is not None and s.path.startswith(OURS)]

@@ -122,7 +122,8 @@ from bounds_of_mine import Whole
 Own = Annotated[int, Range(-2, most=3.5)]
 
 class First:
-    def __init__(self, whole: Whole, shares: Optional[list[UnitInterval]], pair: tuple[Own, float],
+    def __init__(self, whole: Whole, shares: Optional[list[UnitInterval]], pair: tuple[Own, Own],
+                 mixed: tuple[Whole, float],
                  by_name: dict[str, PositiveFloat], plain: int, words: Literal["slow", "fast"]): ...
 
 class Second(First): ...
@@ -199,7 +200,8 @@ def test_ranges(modules):
         assert told == {
             "whole": ("int", "1 or more"),
             "shares": ("list[float] | null", "0 to 1"),
-            "pair": ("tuple[int, float]", "-2 to 3.5"),
+            "pair": ("tuple[int, int]", "-2 to 3.5"),
+            "mixed": ("tuple[int, float]", None),
             "by_name": ("dict[str, float]", "above 0"),
             "plain": ("int", None),
             "words": ("slow | fast", None),
@@ -225,3 +227,43 @@ def test_imports_in_a_circle(modules):
 def test_module_names():
     assert {"tasks", "models"} <= {*module_names("gmf_platform")}
     assert "torch" in module_names("")
+
+
+ODD = """
+import math
+import typing
+from typing import Annotated, Callable, Literal
+import gmf_platform.ranges as r
+import gmf_platform.ranges
+from gmf_platform import ranges
+from gmf_platform.ranges import PositiveInt, Range, UnitInterval
+from ranges_of_others import Range as Theirs
+
+MOST = 7
+Of = PositiveInt
+
+class Thing:
+    def __init__(self, behind: r.PositiveInt, dotted: gmf_platform.ranges.PositiveInt,
+                 module: "ranges.UnitInterval | None", quoted: list["PositiveInt"],
+                 alias: list[Of], more: typing.Annotated[float, "of it", r.Range(0, 1), 3],
+                 constant: Annotated[int, Range(1, most=MOST)], values: dict[PositiveInt, UnitInterval],
+                 made: Callable[[int], UnitInterval], computed: Annotated[float, Range(0, math.pi)],
+                 star: Annotated[float, Range(*(0, 1))], text: Annotated[float, Range("a", b=1)],
+                 theirs: Annotated[int, Theirs(10)], either: PositiveInt | UnitInterval,
+                 off: PositiveInt | Literal[-1], auto: PositiveInt | Literal["auto"]): ...
+"""
+
+
+def test_ranges_written_in_other_ways(modules):
+    modules("ranges_of_others", "class Range:\n    def __init__(self, stop): ...\n")
+    modules("odd_ranges", ODD)
+    parameters = read_signature("odd_ranges.Thing").parameters.values()
+    assert {p.name: p.range and str(p.range) for p in parameters} == {
+        **dict.fromkeys(("behind", "dotted", "quoted", "alias", "auto"), "1 or more"),
+        **dict.fromkeys(("module", "more", "values"), "0 to 1"),
+        "constant": "1 to 7",
+        **dict.fromkeys(("made", "computed", "star", "text", "theirs", "either", "off"), None),
+    }
+    types = {p.name: p.types for p in parameters}
+    assert types["behind"] == types["dotted"] == types["constant"] == ("int",)
+    assert types["quoted"] == ("list['PositiveInt']",)

@@ -284,10 +284,12 @@ def test_what_stands_behind_an_image_is_no_harm(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-@pytest.mark.parametrize("kept", [0.3, 0.99])
+@pytest.mark.parametrize("kept", [0.3, 0.99, -1, -4, -12])
 def test_a_cut_off_file_is_seen(tmp_path, kind, kept):
     data = encoded(Image.fromarray(photo()), kind)
-    assert_refused(check_image, stored(tmp_path, data[: int(len(data) * kept)]), "cut off")
+    path = stored(tmp_path, data[: kept if kept < 0 else int(len(data) * kept)])
+    text = assert_refused(check_image, path)
+    assert text == assert_refused(read_image, path)
 
 
 @pytest.mark.data

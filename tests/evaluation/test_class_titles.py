@@ -11,6 +11,10 @@ def test_ids_of_wordnet():
     ]
 
 
+def test_classes_of_joint_tasks():
+    assert titled(["cls/n01440764", "det/person"]) == ["cls/tench (n01440764)", "det/person"]
+
+
 def test_other_names_stay():
     names = ["goldfish", "tench (n01440764)", "n0144", "n99999999", "new"]
     assert titled(names) == names

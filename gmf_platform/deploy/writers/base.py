@@ -43,7 +43,7 @@ class PredictionWriter(BasePredictionWriter):
         super().__init__(write_interval="batch")
         self.output = output
         self.names = {str(path): name for path, name in names.items()}
-        self.class_names = class_names
+        self.class_names = titled(class_names)
         self.colours = palette(len(class_names))
         self._found: dict[str, list[str]] = {}
 
@@ -102,7 +102,7 @@ class PredictionWriter(BasePredictionWriter):
             return
         legend = [
             {"label": label, "name": name, "colour": self.colours[label].tolist()}
-            for label, name in enumerate(titled(self.class_names))
+            for label, name in enumerate(self.class_names)
         ]
         (self.output / "classes.json").write_text(json.dumps(legend, indent=1) + "\n")
 

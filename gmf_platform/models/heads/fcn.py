@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from gmf_platform.errors import UserError
 from gmf_platform.models.heads.blocks import ConvNormAct, PixelClassifier
-from gmf_platform.ranges import NonNegativeInt, PositiveInt, UnitInterval
+from gmf_platform.ranges import PositiveInt, UnitInterval
 
 __all__ = ["FCNHead"]
 
@@ -35,7 +35,7 @@ class FCNHead(PixelClassifier):
         *,
         index: int = 2,
         channels: PositiveInt = 256,
-        num_convs: NonNegativeInt = 1,
+        num_convs: PositiveInt = 1,
         dropout: UnitInterval = 0.1,
     ) -> None:
         super().__init__(channels, num_classes, dropout)

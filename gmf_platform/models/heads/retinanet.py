@@ -14,7 +14,7 @@ from gmf_platform.models.heads.detection.losses import LossSum, focal_loss, mean
 from gmf_platform.models.heads.detection.matching import Matcher, match_anchors
 from gmf_platform.models.heads.detection.selection import Detections, Selection
 from gmf_platform.models.necks.fpn import FPN
-from gmf_platform.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt, UnitInterval
+from gmf_platform.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 __all__ = ["RetinaNet"]
 
@@ -38,7 +38,7 @@ class RetinaNet(nn.Module):
         num_convs: 3x3 convolutions of a tower before the last one.
         anchors: Boxes around each cell.
         matcher: Which anchors learn which truth.
-        alpha: Weight of a present class in the focal loss.
+        alpha: Weight of a present class in the focal loss; below 0: no balance.
         gamma: Exponent of the focal loss.
         beta: Where the smooth L1 loss of the box deltas turns from square to straight; 0: L1.
         normalizer: What losses are divided by: the number of positive anchors of the batch, or
@@ -60,7 +60,7 @@ class RetinaNet(nn.Module):
         num_convs: NonNegativeInt = 4,
         anchors: Anchors = ANCHORS,
         matcher: Matcher = MATCHER,
-        alpha: UnitInterval = 0.25,
+        alpha: float = 0.25,
         gamma: NonNegativeFloat = 2.0,
         beta: NonNegativeFloat = 0.0,
         normalizer: Literal["batch", "image"] = "batch",

@@ -156,12 +156,12 @@ class Focal(SegmentationLoss):
 
     Args:
         gamma: how much less an easy pixel counts.
-        alpha: share of a pixel's own class in the balance with the others.
+        alpha: share of a pixel's own class in the balance with the others; below 0: no balance.
         ignore_index: label of the pixels that add nothing.
     """
 
     def __init__(
-        self, *, gamma: NonNegativeFloat = 2.0, alpha: UnitInterval = 0.5, ignore_index: int = 255
+        self, *, gamma: NonNegativeFloat = 2.0, alpha: float = 0.5, ignore_index: int = 255
     ) -> None:
         super().__init__(ignore_index=ignore_index)
         self.gamma, self.alpha = gamma, alpha
