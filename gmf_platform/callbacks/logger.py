@@ -1,6 +1,7 @@
 """TensorBoard events in the run's own folder, one clean curve over all restarts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -91,5 +92,30 @@ class RunLogger(TensorBoardLogger):
         self.experiment.add_custom_scalars(charts)
 
     def save(self) -> None:
-        """Flush the events; the config is in config.yaml, not in an hparams.yaml."""
-        self.experiment.flush()
+        """Flush the events; the config is in config.yaml, not in an hparams.yaml.
+
+        Raises:
+            OSError: the disk does not take them; it names the run's folder.
+        """
+        with _naming(self.log_dir):
+            self.experiment.flush()
+
+    def finalize(self, status: str) -> None:
+        """Flush and close.
+
+        Raises:
+            OSError: see `save`.
+        """
+        with _naming(self.log_dir):
+            super().finalize(status)
+
+
+@contextmanager
+def _naming(folder: str) -> Iterator[None]:
+    """Say where a write has failed: TensorBoard's thread hands on an error without a name."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, folder) from error

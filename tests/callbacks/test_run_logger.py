@@ -1,3 +1,4 @@
+import errno
 from io import BytesIO
 
 import numpy as np
@@ -121,3 +122,17 @@ def test_curves_and_the_layout(tmp_path, read):
     (chart,) = category.chart
     assert (category.title, chart.title) == ("seg", "losses")
     assert list(chart.multiline.tag) == ["^train/seg/loss", "^train/loss$"]
+
+
+def test_a_full_disk_is_said_with_the_folder(tmp_path, monkeypatch):
+    logger = RunLogger(tmp_path)
+    logger.log_metrics({"a": 1.0}, step=0)
+
+    def fail():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(logger.experiment, "flush", fail)
+    for write in (logger.save, lambda: logger.finalize("failed")):
+        with pytest.raises(OSError, match="No space left on device") as error:
+            write()
+        assert error.value.filename == str(tmp_path)
