@@ -32,7 +32,7 @@ class RunLogger(TensorBoardLogger):
 
     def __init__(self, run: Path, texts: Mapping[str, str] | None = None) -> None:
         super().__init__(save_dir=run, name="", version="")
-        self.texts = texts or {}
+        self.run, self.texts = run, texts or {}
         self._logged: dict[str, int | None] = {}
 
     @rank_zero_only
@@ -97,7 +97,7 @@ class RunLogger(TensorBoardLogger):
         Raises:
             OSError: the disk does not take them; it names the run's folder.
         """
-        with _naming(self.log_dir):
+        with _naming(self.run):
             self.experiment.flush()
 
     def finalize(self, status: str) -> None:
@@ -106,16 +106,16 @@ class RunLogger(TensorBoardLogger):
         Raises:
             OSError: see `save`.
         """
-        with _naming(self.log_dir):
+        with _naming(self.run):
             super().finalize(status)
 
 
 @contextmanager
-def _naming(folder: str) -> Iterator[None]:
+def _naming(folder: Path) -> Iterator[None]:
     """Say where a write has failed: TensorBoard's thread hands on an error without a name."""
     try:
         yield
     except OSError as error:
         if error.errno is None or error.filename is not None:
             raise
-        raise OSError(error.errno, error.strerror, folder) from error
+        raise OSError(error.errno, error.strerror, str(folder)) from error

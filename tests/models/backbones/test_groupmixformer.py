@@ -227,12 +227,17 @@ def test_compiles_whole_without_graph_breaks(checkpointing, relative_error):
 
 
 @pytest.mark.slow
-def test_compiles_to_machine_code():
-    net = small_net(depths=(1, 1, 1, 1), checkpointing=True)
-    twin = copy.deepcopy(net)
-    images = torch.randn(2, 3, 64, 64)
-    compiled = torch.compile(net, fullgraph=True)
-    assert_same_training(train_once(net, images, run=compiled), train_once(twin, images), 1e-4)
+def test_compiles_to_machine_code(run_processes):
+    """In a process of its own: tests that fork may stand behind it, and before it."""
+
+    def compare(rank):
+        net = small_net(depths=(1, 1, 1, 1), checkpointing=True)
+        twin = copy.deepcopy(net)
+        images = torch.randn(2, 3, 64, 64)
+        compiled = torch.compile(net, fullgraph=True)
+        assert_same_training(train_once(net, images, run=compiled), train_once(twin, images), 1e-4)
+
+    run_processes(compare, 1)
 
 
 def test_bfloat16_autocast(relative_error):
