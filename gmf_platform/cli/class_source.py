@@ -13,7 +13,15 @@ from functools import cache
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
-__all__ = ["ClassSource", "Module", "find_class", "find_spec", "module_names", "read_module"]
+__all__ = [
+    "ClassSource",
+    "Module",
+    "find_class",
+    "find_spec",
+    "last_name",
+    "module_names",
+    "read_module",
+]
 
 _DEPTH = 20
 """Imports that a name is followed through at most: two modules may import it from each other."""
@@ -168,6 +176,17 @@ def _find_spec(name: str, path: tuple[str, ...]) -> ModuleSpec:
     if found is None:
         raise ModuleNotFoundError(name)
     return found
+
+
+def last_name(node: ast.expr) -> str:
+    """The last name of a dotted one: ``Optional`` of ``typing.Optional[int]``."""
+    match node:
+        case ast.Subscript(kind, _):
+            return last_name(kind)
+        case ast.Attribute(_, name) | ast.Name(name):
+            return name
+        case _:
+            return ""
 
 
 def _top(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:

@@ -10,7 +10,8 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache
 
-from gmf_platform.cli.class_source import ClassSource, Module, find_class
+from gmf_platform.cli.class_source import ClassSource, Module, find_class, last_name
+from gmf_platform.cli.type_ranges import range_of
 from gmf_platform.ranges import Range
 
 __all__ = ["Parameter", "Signature", "read_signature"]
@@ -167,7 +168,7 @@ def _of_constructors(lineage: list[ClassSource]) -> Iterator[Parameter]:
 def _is_record(source: ClassSource) -> bool:
     """Whether the class's fields are its parameters: a dataclass or a NamedTuple."""
     decorators = (d.func if isinstance(d, ast.Call) else d for d in source.node.decorator_list)
-    named = [*map(_last, decorators), *map(_last, source.node.bases)]
+    named = [*map(last_name, decorators), *map(last_name, source.node.bases)]
     return source.method("__init__") is None and bool({"dataclass", "NamedTuple"} & {*named})
 
 
@@ -177,7 +178,7 @@ def _fields(lineage: list[ClassSource]) -> Iterator[Parameter]:
         for item in source.node.body:
             match item:
                 case ast.AnnAssign(target=ast.Name(name), annotation=annotation, value=default):
-                    if _last(annotation) != "ClassVar":
+                    if last_name(annotation) != "ClassVar":
                         one = _parameter(source.module, name, annotation, default)
                         yield replace(one, words=words.get(name, ""))
 
@@ -199,7 +200,7 @@ def _parameter(
         settings=settings,
         passed=_passed(module, annotation),
         given=given,
-        range=_range(module, annotation),
+        range=range_of(module, annotation),
     )
 
 
@@ -215,14 +216,14 @@ def _types(module: Module, node: ast.expr | None, depth: int = 5) -> Iterator[st
         case ast.BinOp(left, ast.BitOr(), right):
             yield from _types(module, left, depth)
             yield from _types(module, right, depth)
-        case ast.Subscript(kind, inner) if _last(kind) in _UNIONS | _OPTIONAL:
+        case ast.Subscript(kind, inner) if last_name(kind) in _UNIONS | _OPTIONAL:
             for part in inner.elts if isinstance(inner, ast.Tuple) else [inner]:
                 yield from _types(module, part, depth)
-            yield from ["null"] if _last(kind) in _OPTIONAL else []
-        case ast.Subscript(kind, inner) if _last(kind) == "Literal":
+            yield from ["null"] if last_name(kind) in _OPTIONAL else []
+        case ast.Subscript(kind, inner) if last_name(kind) == "Literal":
             for choice in inner.elts if isinstance(inner, ast.Tuple) else [inner]:
                 yield repr(_as_yaml(choice))
-        case ast.Subscript(kind, inner) if _last(kind) in ("Final", "Annotated", "Required"):
+        case ast.Subscript(kind, inner) if last_name(kind) in ("Final", "Annotated", "Required"):
             yield from _types(module, inner.elts[0] if isinstance(inner, ast.Tuple) else inner)
         case ast.Name() | ast.Attribute() | ast.Subscript():
             yield from _named(module, node, depth)
@@ -231,15 +232,12 @@ def _types(module: Module, node: ast.expr | None, depth: int = 5) -> Iterator[st
 
 
 def _named(module: Module, node: ast.expr, depth: int) -> Iterator[str]:
-    name = _last(node)
+    name = last_name(node)
     if name in _SCALARS:
         yield name
     elif name in _MAPPINGS | _LISTS:
-        yield (
-            "any"
-            if name in ("Any", "object")
-            else ast.unparse(_Plain(module).visit(deepcopy(node)))
-        )
+        plain = _Plain(module).visit(deepcopy(node))
+        yield "any" if name in ("Any", "object") else ast.unparse(plain)
     else:
         alias = module.look_up(node) if depth else None
         if alias is not None and not isinstance(alias[1], ast.ClassDef):
@@ -262,13 +260,13 @@ class _Plain(ast.NodeTransformer):
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
         match node:
-            case ast.Subscript(kind, ast.Tuple([plain, *_])) if _last(kind) == "Annotated":
+            case ast.Subscript(kind, ast.Tuple([plain, *_])) if last_name(kind) == "Annotated":
                 return plain
         return self.generic_visit(node)
 
     def _behind(self, node: ast.Name | ast.Attribute) -> ast.expr:
         match self.module.look_up(node):
-            case _, ast.Subscript(kind, ast.Tuple([plain, *_])) if _last(kind) == "Annotated":
+            case _, ast.Subscript(kind, ast.Tuple([plain, *_])) if last_name(kind) == "Annotated":
                 return plain
         return node
 
@@ -278,9 +276,11 @@ def _passed(module: Module, node: ast.expr | None) -> int:
     match node:
         case ast.BinOp(left, ast.BitOr(), right):
             return _passed(module, left) or _passed(module, right)
-        case ast.Subscript(kind, ast.Tuple([ast.List(arguments), _])) if _last(kind) == "Callable":
+        case ast.Subscript(kind, ast.Tuple([ast.List(arguments), _])) if (
+            last_name(kind) == "Callable"
+        ):
             return len(arguments)
-        case ast.Subscript(kind, inner) if _last(kind) in _OPTIONAL:
+        case ast.Subscript(kind, inner) if last_name(kind) in _OPTIONAL:
             return _passed(module, inner)
         case ast.Name(name):
             alias = module.find(name)
@@ -288,69 +288,6 @@ def _passed(module: Module, node: ast.expr | None) -> int:
             return _passed(*alias) if alias is not None and known else 0  # type: ignore[arg-type]
         case _:
             return 0
-
-
-def _range(module: Module, node: ast.expr | None) -> Range | None:
-    """The range that all numbers of a type have, also those in a list; None if they differ."""
-    ranges = {*_ranges(module, node)}
-    return ranges.pop() if len(ranges) == 1 else None
-
-
-def _ranges(module: Module, node: ast.expr | None, depth: int = 5) -> Iterator[Range | None]:
-    """The range of each number in a type; None for a number of any size."""
-    match node:
-        case ast.Constant(str() as text):
-            yield from _ranges(module, ast.parse(text, mode="eval").body, depth)
-        case ast.Name("int" | "float"):
-            yield None
-        case ast.Name() | ast.Attribute():
-            alias = module.look_up(node) if depth else None
-            if alias is not None and not isinstance(alias[1], ast.ClassDef):
-                yield from _ranges(alias[0], alias[1], depth - 1)
-        case ast.BinOp(left, ast.BitOr(), right):
-            yield from _ranges(module, left, depth)
-            yield from _ranges(module, right, depth)
-        case ast.Subscript(kind, inner):
-            parts = inner.elts if isinstance(inner, ast.Tuple) else [inner]
-            match _last(kind):
-                case "Annotated":
-                    own = [r for part in parts[1:] if (r := _own_range(module, part)) is not None]
-                    yield from own or _ranges(module, parts[0], depth)
-                case "Literal":
-                    are_texts = (isinstance(getattr(part, "value", None), str) for part in parts)
-                    yield from () if all(are_texts) else (None,)
-                case "Callable" | "type":
-                    pass
-                case name:
-                    for part in parts[-1:] if name in _MAPPINGS else parts:
-                        yield from _ranges(module, part, depth)
-
-
-def _own_range(module: Module, node: ast.expr) -> Range | None:
-    """The range that is called by our class's name with plain numbers or constants."""
-    called = module.class_of(node.func) if isinstance(node, ast.Call) else None
-    if called is None or called.path != f"{Range.__module__}.{Range.__name__}":
-        return None
-    assert isinstance(node, ast.Call)
-    try:
-        bounds = [_number(module, value) for value in node.args]
-        return Range(*bounds, **{k.arg or "": _number(module, k.value) for k in node.keywords})
-    except (ValueError, TypeError):  # computed in another way: only Python knows
-        return None
-
-
-def _number(module: Module, node: ast.expr) -> float:
-    """A number, or the constant that has it.
-
-    Raises:
-        TypeError: it is no number.
-        ValueError: it is computed.
-    """
-    found = module.look_up(node)
-    value = ast.literal_eval(found[1] if found and isinstance(found[1], ast.expr) else node)
-    if not isinstance(value, int | float):
-        raise TypeError(value)
-    return value
 
 
 def _settings(module: Module, node: ast.expr) -> ClassSource | None:
@@ -418,17 +355,6 @@ def _as_yaml(node: ast.expr) -> str:
             return f"[{', '.join(map(_as_yaml, items))}]"
         case _:
             return ast.unparse(node)
-
-
-def _last(node: ast.expr) -> str:
-    """The last name of a dotted one: ``Optional`` of ``typing.Optional[int]``."""
-    match node:
-        case ast.Subscript(kind, _):
-            return _last(kind)
-        case ast.Attribute(_, name) | ast.Name(name):
-            return name
-        case _:
-            return ""
 
 
 def _is_number(text: str) -> bool:
